@@ -1,0 +1,37 @@
+"""The errors a person may meet: a leaf that every room imports."""
+
+
+class FedMPIError(Exception):
+    """Anything FedMPI refuses or cannot do, told in one sentence.
+
+    The sentence names what was wrong, the values, and what would be right. The
+    program prints it with the rank and ends the whole job with `exit_status`;
+    a traceback is printed for every other exception only, since that is a bug.
+    """
+
+    exit_status = 1
+
+
+class UsageError(FedMPIError):
+    """A person's mistake: a wrong key, value, file, dataset or number of ranks."""
+
+    exit_status = 2
+
+
+class DataError(UsageError):
+    """A file that is missing, damaged, foreign, or not what the job needs."""
+
+
+class RemoteError(FedMPIError):
+    """The first error of a worker, raised at the owner's next wait.
+
+    Attributes:
+        rank: the worker's rank.
+        remote_traceback: the traceback as the worker printed it; empty for a
+            refusal (a `UsageError` there), which needs none.
+    """
+
+    def __init__(self, message: str, rank: int, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.remote_traceback = remote_traceback

@@ -1,0 +1,52 @@
+"""What one round leaves behind: the record that becomes a line of metrics.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+PHASES = ("broadcast", "train", "aggregate", "evaluate", "wait")
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A client whose update was left out of the round."""
+
+    client: int
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """One round, as the owner saw it.
+
+    Attributes:
+        round: number of the round, from 1.
+        clients: clients whose updates are in the new model.
+        examples: rows these clients hold together.
+        lr: local learning rate of this round.
+        train_loss: mean loss over the local steps, weighted by rows.
+        test_loss, test_metric: on the held-out rows; None in a round without evaluation.
+        metric: what test_metric is: "accuracy" (share, 0..1) or "r2".
+        seconds: wall time of the round.
+        phases: wall seconds by phase (see PHASES); they add up to `seconds`. `train` is
+            the mean over the round's workers, so `wait` holds the imbalance between them.
+        train_max: wall seconds that the slowest worker trained.
+        bytes_sent, messages_sent: by all ranks together in this round.
+        excluded: clients left out, with the reason.
+    """
+
+    round: int
+    clients: int
+    examples: int
+    lr: float
+    train_loss: float
+    test_loss: float | None
+    test_metric: float | None
+    metric: str
+    seconds: float
+    phases: dict[str, float]
+    train_max: float
+    bytes_sent: int
+    messages_sent: int
+    excluded: list[Excluded] = field(default_factory=list)
