@@ -1,0 +1,140 @@
+"""metrics.jsonl and clients.jsonl: one record a line, there to read while the run goes on.
+
+NaN and infinities of a run that diverged are written as Python's and pandas' JSON
+readers know them (`NaN`, `Infinity`); null means that nothing was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from fedmpi.errors import DataError, FedMPIError
+from fedmpi.federated.metrics import RoundMetrics
+
+SECONDS_BETWEEN_SYNCS = 5.0
+
+
+@dataclass(frozen=True)
+class ClientMetrics:
+    """The global model evaluated on one client's own rows.
+
+    Attributes:
+        round: number of the round, from 1.
+        client, rank: the client and the worker that holds it.
+        rows: rows of the client.
+        loss, metric: on these rows; metric is what the job's test metric is.
+    """
+
+    round: int
+    client: int
+    rank: int
+    rows: int
+    loss: float
+    metric: float
+
+
+class _LinesWriter:
+    """A new file that takes records as lines of JSON.
+
+    Lines reach the file at once, so that a killed job loses none, and the disk every
+    few seconds, so that a node that fails loses little and a fast run is not slowed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 -- closed by __exit__
+        except OSError as error:
+            raise self._failure(error) from None
+        self._next_sync = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file once its lines are on the disk."""
+        try:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+                self._file.close()
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def _append(self, records: list[RoundMetrics] | list[ClientMetrics]) -> None:
+        lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) :]
+            if time.monotonic() >= self._next_sync:
+                os.fsync(self._file.fileno())
+                self._next_sync = time.monotonic() + SECONDS_BETWEEN_SYNCS
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> FedMPIError:
+        return FedMPIError(f"cannot write {self._path}: {error.strerror}")
+
+
+class MetricsWriter(_LinesWriter):
+    """Writes metrics.jsonl.
+
+    Raises:
+        FedMPIError: the file exists, or cannot be written (a full disk, a quota).
+    """
+
+    def write(self, metrics: RoundMetrics) -> None:
+        """Appends a round."""
+        self._append([metrics])
+
+
+class ClientsWriter(_LinesWriter):
+    """Writes clients.jsonl.
+
+    Raises:
+        FedMPIError: the file exists, or cannot be written (a full disk, a quota).
+    """
+
+    def write(self, clients: list[ClientMetrics]) -> None:
+        """Appends the clients of a round."""
+        self._append(clients)
+
+
+def read_metrics(path: Path) -> list[RoundMetrics]:
+    """The rounds of a metrics.jsonl.
+
+    A last line that was cut off, as by a time limit, is left out with a warning.
+
+    Raises:
+        DataError: the file cannot be read, or a line is damaged; names file and line.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rounds.append(msgspec.convert(json.loads(line), RoundMetrics))
+        except ValueError as error:  # not JSON, not UTF-8, or not a round
+            if number == len(lines) and not line.endswith(b"\n"):
+                warnings.warn(f"{path}, line {number} is cut off: left out", stacklevel=2)
+                break
+            raise DataError(f"{path}, line {number} is damaged: {error}") from None
+    return rounds

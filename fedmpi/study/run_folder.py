@@ -1,0 +1,108 @@
+"""The folder in which a run leaves its files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmpi.config import Config, to_toml
+from fedmpi.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where each file of a run is.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """Makes the folder of a new run, `config.out/config.name`, and writes its config.toml.
+
+        An empty name becomes model, dataset and the next free number. Only the owner
+        may call it: every other rank would get a folder of its own.
+
+        Raises:
+            UsageError: the folder exists, or cannot be written.
+        """
+        out = Path(config.out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            folder = cls(_make_named(out / config.name) if config.name else _make_next(out, config))
+            _write_atomically(folder.config, to_toml(config))
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the run's folder {error.filename or out}: {error.strerror}"
+            ) from None
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration, ready to be run again."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """One line of JSON per round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def clients(self) -> Path:
+        """One line of JSON per evaluated client and round."""
+        return self.path / "clients.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The `state_dict` of the final model."""
+        return self.path / "model.pt"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve."""
+        return self.path / "curve.png"
+
+    @property
+    def report(self) -> Path:
+        """What `report` draws."""
+        return self.path / "report.png"
+
+
+def _make_named(path: Path) -> Path:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise UsageError(f"{path} exists: choose another --name, or remove it") from None
+    return path
+
+
+def _make_next(out: Path, config: Config) -> Path:
+    """Makes `out/<model>-<data>-<NNN>` with the number after the highest one there."""
+    prepared = Path(config.data.path).resolve().name if config.data.path else ""
+    data = prepared or Path(config.data.source).stem
+    stem = re.sub(r"[^\w.-]+", ".", f"{config.model}-{data}")
+    pattern = re.compile(re.escape(stem) + r"-(\d+)")
+    taken = [int(m[1]) for entry in out.iterdir() if (m := pattern.fullmatch(entry.name))]
+    number = max(taken, default=0) + 1
+    while True:
+        path = out / f"{stem}-{number:03}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another run took the number since we looked
+            number += 1
+        else:
+            return path
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
