@@ -1,0 +1,140 @@
+"""What the job runs on: the facts of each rank, and a table of them all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from fedmpi.study.units import size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "msgspec", "mpi4py")
+
+Facts = dict[str, Any]
+
+
+def describe() -> Facts:
+    """This process as plain values, which can be sent: host, ids of its cores, versions, GPUs."""
+    import torch
+
+    return {
+        "host": socket.gethostname(),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+    }
+
+
+def table(rows: Sequence[Facts], mpi: Mapping[str, Any], console: Console) -> None:
+    """Prints MPI, nodes and versions, and points out what differs between ranks.
+
+    Args:
+        rows: what `describe` gave on each rank, rank 0 first.
+        mpi: facts of the transport: library, ranks, launcher, gpu_aware.
+        console: where to print.
+    """
+    console.print(_job_table(rows, mpi))
+    console.print(_nodes_table(rows))
+    for line in _differences(rows) + _crowded_nodes(rows):
+        console.print(f"[yellow]note:[/] {line}", soft_wrap=True, highlight=False)
+
+
+def _job_table(rows: Sequence[Facts], mpi: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    job = Table(box=None, show_header=False)
+    facts = {
+        "MPI": mpi.get("library") or "none (threads in one process)",
+        "launcher": mpi.get("launcher") or "none",
+        "ranks": str(mpi.get("ranks", len(rows))),
+        "GPU-aware MPI": "yes" if mpi.get("gpu_aware") else "no",
+    }
+    for name, value in (facts | rows[0]["versions"]).items():
+        job.add_row(name, value)
+    return job
+
+
+def _nodes_table(rows: Sequence[Facts]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    nodes = Table(box=box.SIMPLE_HEAD)
+    for name in ("node", "ranks", "cores per rank", "threads per rank", "memory", "GPUs"):
+        nodes.add_column(name, justify="left" if name in ("node", "ranks", "GPUs") else "right")
+    for host, ranks in _by_value([row["host"] for row in rows]).items():
+        here = [rows[rank] for rank in ranks]
+        gpus = _by_value(max((row["cuda"] for row in here), key=len))
+        nodes.add_row(
+            host,
+            _ranges(ranks),
+            _span([len(row["cores"]) for row in here]),
+            _span([row["threads"] for row in here]),
+            size(here[0]["memory"]),
+            ", ".join(f"{len(k)} x {name}" for name, k in gpus.items()) or "none",
+        )
+    return nodes
+
+
+def _differences(rows: Sequence[Facts]) -> list[str]:
+    """Packages whose versions differ: results need not be the same bits then."""
+    lines = []
+    for package in rows[0]["versions"]:
+        found = _by_value([row["versions"].get(package, "none") for row in rows])
+        if len(found) > 1:
+            versions = ", ".join(f"{v} on ranks {_ranges(ranks)}" for v, ranks in found.items())
+            lines.append(f"{package} differs: {versions}")
+    return lines
+
+
+def _crowded_nodes(rows: Sequence[Facts]) -> list[str]:
+    """Nodes with more threads than cores: timings there say little."""
+    lines = []
+    for host, ranks in _by_value([row["host"] for row in rows]).items():
+        cores = set().union(*(rows[rank]["cores"] for rank in ranks))
+        threads = sum(rows[rank]["threads"] for rank in ranks)
+        if threads > len(cores):
+            lines.append(
+                f"{host} has {len(cores)} cores for {threads} threads "
+                f"({len(ranks)} ranks): timings there show no speed-up"
+            )
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _by_value(values: Sequence[str]) -> dict[str, list[int]]:
+    """Each distinct value with the places where it stands."""
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value, []).append(place)
+    return places
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """Rising ranks in short: `0-3, 7`."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

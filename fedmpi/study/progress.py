@@ -1,0 +1,92 @@
+"""What a person sees while a run goes on: a line per round, and on a terminal a bar."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fedmpi.federated.metrics import Excluded, RoundMetrics
+from fedmpi.study.summary import summary_line
+from fedmpi.study.units import duration, score, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAMED_AT_MOST = 5
+"""Excluded clients that a round names; metrics.jsonl has them all."""
+
+
+class Progress:
+    """Prints rounds as they end, and a summary once the block is left without an error.
+
+    Under mpirun stdout is a pipe: the lines are the same, and each is flushed.
+    """
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._console = console
+        self._rounds = rounds
+        self._seen: list[RoundMetrics] = []
+        self._bar = Bar(
+            "rounds",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("rounds", total=rounds)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        if error is None and self._seen:
+            self._print(summary_line(self._seen, self._rounds))
+
+    def round(self, metrics: RoundMetrics) -> None:
+        """Prints a round that has just ended."""
+        self._seen.append(metrics)
+        self._print(round_line(metrics, self._rounds))
+        if metrics.excluded:
+            self._print(excluded_line(metrics.excluded))
+        self._bar.advance(self._task)
+
+    def _print(self, line: str) -> None:
+        # soft_wrap: a pipe has no width, and a wrapped line would be hard to grep.
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._console.file.flush()
+
+
+def round_line(metrics: RoundMetrics, rounds: int) -> str:
+    """A round in one line of fixed columns."""
+    test_loss = "-" if metrics.test_loss is None else f"{metrics.test_loss:.3f}"
+    share = metrics.phases.get("train", 0.0) / max(metrics.seconds, 1e-9)
+    return "  ".join(
+        (
+            f"round {metrics.round:>{len(str(rounds))}}/{rounds}",
+            f"{metrics.metric} {score(metrics.metric, metrics.test_metric):>6}",
+            f"loss {test_loss:>5}",
+            f"train {metrics.train_loss:.3f}",
+            f"{duration(metrics.seconds):>7} (train {100 * share:.0f} %)",
+            size(metrics.bytes_sent),
+        )
+    )
+
+
+def excluded_line(excluded: list[Excluded]) -> str:
+    """The clients that a round left out, with their reasons."""
+    named = [f"client {e.client} on rank {e.rank} ({e.reason})" for e in excluded[:NAMED_AT_MOST]]
+    if len(excluded) > NAMED_AT_MOST:
+        named.append(f"and {len(excluded) - NAMED_AT_MOST} more")
+    return "  left out: " + ", ".join(named)

@@ -1,0 +1,114 @@
+"""What a finished run, or one still going on, amounts to: tables and a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmpi.errors import DataError, UsageError
+from fedmpi.federated.metrics import PHASES, RoundMetrics
+from fedmpi.study import plot
+from fedmpi.study.metrics_file import read_metrics
+from fedmpi.study.run_folder import RunFolder
+from fedmpi.study.summary import best_round, summary_line
+from fedmpi.study.units import duration, score, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SPREAD_ROWS = 15
+"""Rounds shown of a long run, besides the first, the last and the best."""
+
+
+def report(folder: Path, console: Console) -> Path:
+    """Prints a run's rounds, phases and totals, and draws report.png in its folder.
+
+    Returns:
+        The plot's path.
+
+    Raises:
+        UsageError: the folder is missing, is no run's, or has no round yet.
+    """
+    run = RunFolder(folder)
+    metrics = _read(run)
+    console.print(_rounds_table(metrics))
+    console.print(_phases_table(metrics))
+    console.print(summary_line(metrics, rounds=len(metrics)), highlight=False)
+    left_out = sum(len(m.excluded) for m in metrics)
+    if left_out:
+        console.print(f"client updates left out: {left_out} (named in {run.metrics.name})")
+    plot.report(metrics, run.report, title=folder.resolve().name)
+    return run.report
+
+
+def shown_rounds(metrics: Sequence[RoundMetrics]) -> list[RoundMetrics]:
+    """All rounds of a short run; of a long one the first, last, best and an even spread."""
+    if len(metrics) <= SPREAD_ROWS + 3:
+        return list(metrics)
+    spread = [m for m in metrics if m.test_metric is not None] or metrics
+    step = (len(spread) - 1) / (SPREAD_ROWS + 1)
+    shown = {spread[round(k * step)].round for k in range(SPREAD_ROWS + 2)}
+    shown |= {metrics[0].round, metrics[-1].round}
+    best = best_round(metrics)
+    return [m for m in metrics if m.round in shown or m is best]
+
+
+def _read(run: RunFolder) -> list[RoundMetrics]:
+    if not run.path.is_dir():
+        raise UsageError(f"{run.path} is not a folder: expected a run's")
+    if not run.metrics.exists():
+        raise UsageError(f"{run.path} is not a run's folder: it has no {run.metrics.name}")
+    metrics = read_metrics(run.metrics)
+    if not metrics:
+        raise DataError(f"{run.metrics} has no round yet: wait for the first one to end")
+    return metrics
+
+
+def _rounds_table(metrics: Sequence[RoundMetrics]) -> Table:
+    name = metrics[0].metric
+    table = _table("Rounds", "round", "clients", f"test {name}", "test loss", "train loss", "time")
+    table.add_column("sent", justify="right")
+    best = best_round(metrics)
+    for m in shown_rounds(metrics):
+        table.add_row(
+            str(m.round),
+            str(m.clients),
+            score(m.metric, m.test_metric),
+            "-" if m.test_loss is None else f"{m.test_loss:.4f}",
+            f"{m.train_loss:.4f}",
+            duration(m.seconds),
+            size(m.bytes_sent),
+            style="bold" if m is best else None,
+        )
+    return table
+
+
+def _phases_table(metrics: Sequence[RoundMetrics]) -> Table:
+    table = _table("Phases", "phase", "time", "share", "median per round")
+    total = sum(m.seconds for m in metrics)
+    for phase in PHASES:
+        times = [m.phases.get(phase, 0.0) for m in metrics]
+        table.add_row(
+            phase,
+            duration(sum(times)),
+            f"{100 * sum(times) / max(total, 1e-9):.1f} %",
+            duration(statistics.median(times)),
+        )
+    median = statistics.median(m.seconds for m in metrics)
+    table.add_section()
+    table.add_row("round", duration(total), "100.0 %", duration(median))
+    return table
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(first, justify="left" if first == "phase" else "right")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
