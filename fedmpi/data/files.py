@@ -1,0 +1,68 @@
+"""Writing a file so that it is there whole or not at all, and saying why it could not be."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedmpi.errors import DataError
+
+
+def reason(error: BaseException) -> str:
+    """Why an operation failed, in the system's words where it has some, on one line."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes that name when the block succeeds.
+
+    A reader sees the old file, or none, until the new one is whole and on the disk. When
+    the block fails, nothing of it remains.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        `.NAME.tmp-PID` in the same folder, to be written by the caller.
+
+    Raises:
+        DataError: the system refused (no folder, no permission, disk full).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        # Some cluster file systems cannot fsync a folder; the file itself is safe already.
+        with contextlib.suppress(OSError):
+            _sync(path.parent)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hex digits. Raises `DataError` if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from error
