@@ -1,0 +1,111 @@
+"""Rows read one block after another, wherever they lie: in memory, in a stream, in HDF5."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmpi.data.files import reason
+from fedmpi.data.hdf5 import open_file
+from fedmpi.errors import DataError
+
+Array = NDArray[Any]
+
+
+class Rows(Protocol):
+    """An array [rows, ...] that is read in order and need not fit into memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows, then the shape of a row."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type as stored."""
+
+    def blocks(self, rows: int) -> Iterator[Array]:
+        """All rows in order, at most `rows` at a time. Raises `DataError` if damaged."""
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Turns what libraries raise on damaged files into a `DataError` that names the file."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"cannot read {where}: {reason(error)}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayRows:
+    """Rows of an array in memory."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def blocks(self, rows: int) -> Iterator[Array]:
+        for start in range(0, len(self.array), rows):
+            yield self.array[start : start + rows]
+
+
+@dataclass(frozen=True)
+class StreamedRows:
+    """Rows in C order in a stream that may be compressed, such as a .gz file or a zip member.
+
+    Attributes:
+        where: the file, for messages.
+        open: opens the stream at the first row.
+        shape: number of rows, then the shape of a row.
+        dtype: type as stored.
+    """
+
+    where: str
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def blocks(self, rows: int) -> Iterator[Array]:
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with reading(self.where), self.open() as stream:
+            for start in range(0, self.shape[0], rows):
+                count = min(rows, self.shape[0] - start)
+                data = stream.read(count * row_bytes)
+                if len(data) != count * row_bytes:
+                    raise DataError(
+                        f"{self.where} is truncated: expected {self.shape[0]} rows, "
+                        f"found {start + len(data) // row_bytes}"
+                    )
+                yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+            stream.read(1)  # at the end zip and gzip compare their checksum
+
+
+@dataclass(frozen=True)
+class Hdf5Rows:
+    """Rows of a dataset in an HDF5 file of the user's own, chunked and compressed or not."""
+
+    path: Path
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def blocks(self, rows: int) -> Iterator[Array]:
+        with reading(self.path), open_file(self.path) as file:
+            dataset = file[self.dataset]
+            for start in range(0, self.shape[0], rows):
+                yield dataset[start : start + rows]
