@@ -75,7 +75,10 @@ def check(model: nn.Module, name: str, row_shape: RowShape, classes: int) -> Non
 
 
 def uses_random(model: nn.Module, row_shape: RowShape) -> bool:
-    """Whether a training step of the model draws random numbers, as dropout does."""
+    """Whether a training step of the model may draw random numbers, as dropout does.
+
+    True also for an operator that could draw but was told not to (dropout of p = 0).
+    """
     random = _RandomOperators()
     with random:
         _forward_zeros(model, row_shape, training=True)

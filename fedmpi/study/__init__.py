@@ -1,0 +1,1 @@
+"""What a person looks at while a job runs and afterwards: progress, files, tables, plots."""

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import fedmpi
 from fedmpi.study.units import size
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-PACKAGES = ("fedmpi", "torch", "numpy", "h5py", "msgspec", "mpi4py")
+PACKAGES = ("torch", "numpy", "h5py", "msgspec", "mpi4py")
 
 Facts = dict[str, Any]
 
@@ -30,7 +31,11 @@ def describe() -> Facts:
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {
+            "fedmpi": fedmpi.__version__,
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+        },
     }
 
 

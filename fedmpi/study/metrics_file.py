@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from fedmpi.data.files import reason
 from fedmpi.errors import DataError, FedMPIError
 from fedmpi.federated.metrics import RoundMetrics
 
@@ -89,7 +90,7 @@ class _LinesWriter:
             raise self._failure(error) from None
 
     def _failure(self, error: OSError) -> FedMPIError:
-        return FedMPIError(f"cannot write {self._path}: {error.strerror}")
+        return FedMPIError(f"cannot write {self._path}: {reason(error)}")
 
 
 class MetricsWriter(_LinesWriter):
@@ -127,7 +128,7 @@ def read_metrics(path: Path) -> list[RoundMetrics]:
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"cannot read {path}: {reason(error)}") from None
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:

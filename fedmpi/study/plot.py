@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmpi.errors import FedMPIError
+from fedmpi.data.files import atomic
 from fedmpi.federated.metrics import PHASES, RoundMetrics
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def labels(counts: np.ndarray, clients: Sequence[int], path: Path, title: str = 
     bottom.set_ylabel("clients")
     bottom.set_xlabel("worker (rank)")
     _whole_numbers(bottom.xaxis)
+    _whole_numbers(bottom.yaxis)
     bottom.set_xlim(0.4, workers + 0.6)
     _save(figure, path)
 
@@ -217,7 +218,5 @@ def _save(figure: Figure, path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
     figure.align_ylabels()
-    try:
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise FedMPIError(f"cannot write {path}: {error.strerror}") from None
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

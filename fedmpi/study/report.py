@@ -23,7 +23,7 @@ SPREAD_ROWS = 15
 """Rounds shown of a long run, besides the first, the last and the best."""
 
 
-def report(folder: Path, console: Console) -> Path:
+def report(folder: str | Path, console: Console) -> Path:
     """Prints a run's rounds, phases and totals, and draws report.png in its folder.
 
     Returns:
@@ -32,7 +32,7 @@ def report(folder: Path, console: Console) -> Path:
     Raises:
         UsageError: the folder is missing, is no run's, or has no round yet.
     """
-    run = RunFolder(folder)
+    run = RunFolder(Path(folder))
     metrics = _read(run)
     console.print(_rounds_table(metrics))
     console.print(_phases_table(metrics))
@@ -40,7 +40,7 @@ def report(folder: Path, console: Console) -> Path:
     left_out = sum(len(m.excluded) for m in metrics)
     if left_out:
         console.print(f"client updates left out: {left_out} (named in {run.metrics.name})")
-    plot.report(metrics, run.report, title=folder.resolve().name)
+    plot.report(metrics, run.report, title=run.path.resolve().name)
     return run.report
 
 

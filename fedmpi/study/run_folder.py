@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedmpi.config import Config, to_toml
+from fedmpi.data.files import atomic, reason
 from fedmpi.errors import UsageError
 
 
@@ -35,11 +35,12 @@ class RunFolder:
         try:
             out.mkdir(parents=True, exist_ok=True)
             folder = cls(_make_named(out / config.name) if config.name else _make_next(out, config))
-            _write_atomically(folder.config, to_toml(config))
         except OSError as error:
             raise UsageError(
-                f"cannot write the run's folder {error.filename or out}: {error.strerror}"
+                f"cannot make the run's folder {error.filename}: {reason(error)}"
             ) from None
+        with atomic(folder.config) as temporary:
+            temporary.write_text(to_toml(config), encoding="utf-8")
         return folder
 
     @property
@@ -97,12 +98,3 @@ def _make_next(out: Path, config: Config) -> Path:
             number += 1
         else:
             return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,49 @@
+"""A job together with what it leaves behind: its folder, its records, its model, its curve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedmpi.config import Config
+from fedmpi.federated.job import Job, Observer
+from fedmpi.federated.metrics import RoundMetrics
+from fedmpi.federated.model_file import save_model
+from fedmpi.study.metrics_file import ClientsWriter, MetricsWriter
+from fedmpi.study.plot import curve
+from fedmpi.study.progress import Progress
+from fedmpi.study.run_folder import RunFolder
+from fedmpi.workers.crew import Crew
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(config: Config, crew: Crew, console: Console) -> RunFolder:
+    """Runs a job and records it.
+
+    The folder appears when everything has been opened and checked. The records of ended
+    rounds are in it whatever happens later; model.h5 and curve.png come at the end.
+
+    Raises:
+        FedMPIError: see `Job`, and what cannot be written.
+    """
+    RunFolder.refuse_existing(config)
+    job = Job(config, crew)
+    folder = RunFolder.create(config)
+    rounds: list[RoundMetrics] = []
+    with MetricsWriter(folder.metrics) as lines, Progress(console, config.federated.rounds) as shown:
+
+        def after_round(metrics: RoundMetrics) -> None:
+            rounds.append(metrics)
+            lines.write(metrics)
+            shown.round(metrics)
+
+        if config.federated.evaluate_clients:
+            with ClientsWriter(folder.clients) as client_lines:
+                job.run(Observer(after_round, client_lines.write))
+        else:
+            job.run(Observer(after_round, lambda clients: None))
+    save_model(folder.model, job.model, config)
+    curve(rounds, folder.curve, folder.path.name)
+    console.print(f"written to {folder.path}", highlight=False, soft_wrap=True)
+    return folder
