@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,28 +19,9 @@ import msgspec
 
 from fedmpi.data.files import reason
 from fedmpi.errors import DataError, FedMPIError
-from fedmpi.federated.metrics import RoundMetrics
+from fedmpi.federated.metrics import ClientMetrics, RoundMetrics
 
 SECONDS_BETWEEN_SYNCS = 5.0
-
-
-@dataclass(frozen=True)
-class ClientMetrics:
-    """The global model evaluated on one client's own rows.
-
-    Attributes:
-        round: number of the round, from 1.
-        client, rank: the client and the worker that holds it.
-        rows: rows of the client.
-        loss, metric: on these rows; metric is what the job's test metric is.
-    """
-
-    round: int
-    client: int
-    rank: int
-    rows: int
-    loss: float
-    metric: float
 
 
 class _LinesWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,12 @@ class RunFolder:
         out = Path(config.out)
         try:
             out.mkdir(parents=True, exist_ok=True)
-            folder = cls(_make_named(out / config.name) if config.name else _make_next(out, config))
+            if config.name:
+                cls.refuse_existing(config)
+                folder = cls(out / config.name)
+                folder.path.mkdir()
+            else:
+                folder = cls(_make_next(out, config))
         except OSError as error:
             raise UsageError(
                 f"cannot make the run's folder {error.filename}: {reason(error)}"
@@ -42,6 +48,17 @@ class RunFolder:
         with atomic(folder.config) as temporary:
             temporary.write_text(to_toml(config), encoding="utf-8")
         return folder
+
+    @staticmethod
+    def refuse_existing(config: Config) -> None:
+        """Refuses a name that is taken; a job asks before it opens its data.
+
+        Raises:
+            UsageError: the folder exists.
+        """
+        path = Path(config.out) / config.name
+        if config.name and os.path.lexists(path):
+            raise UsageError(f"{path} exists: choose another --name, or remove it")
 
     @property
     def config(self) -> Path:
@@ -60,8 +77,8 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The `state_dict` of the final model."""
-        return self.path / "model.pt"
+        """The final model."""
+        return self.path / "model.h5"
 
     @property
     def curve(self) -> Path:
@@ -72,14 +89,6 @@ class RunFolder:
     def report(self) -> Path:
         """What `report` draws."""
         return self.path / "report.png"
-
-
-def _make_named(path: Path) -> Path:
-    try:
-        path.mkdir()
-    except FileExistsError:
-        raise UsageError(f"{path} exists: choose another --name, or remove it") from None
-    return path
 
 
 def _make_next(out: Path, config: Config) -> Path:

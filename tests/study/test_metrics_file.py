@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedmpi.errors import DataError, FedMPIError
-from fedmpi.federated.metrics import Excluded
-from fedmpi.study.metrics_file import ClientMetrics, ClientsWriter, MetricsWriter, read_metrics
+from fedmpi.federated.metrics import ClientMetrics, Excluded
+from fedmpi.study.metrics_file import ClientsWriter, MetricsWriter, read_metrics
 
 from .conftest import MakeRounds
 

@@ -53,8 +53,10 @@ def test_config_is_written_whole_and_reads_back(tmp_path: Path) -> None:
 def test_an_existing_name_is_refused(tmp_path: Path) -> None:
     config = Config(out=str(tmp_path), name="mine")
     RunFolder.create(config)
-    with pytest.raises(UsageError, match="mine exists: choose another --name, or remove it"):
-        RunFolder.create(config)
+    for refuse in (RunFolder.refuse_existing, RunFolder.create):
+        with pytest.raises(UsageError, match="mine exists: choose another --name, or remove it"):
+            refuse(config)
+    RunFolder.refuse_existing(Config(out=str(tmp_path)))
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_the_reason(tmp_path: Path) -> None:
