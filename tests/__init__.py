@@ -1,0 +1,1 @@
+"""The tests of FedMPI; they mirror the rooms of the package."""
