@@ -41,10 +41,10 @@ mpi_pytest := python -m pytest --with-mpi --only-mpi -p no:cacheprovider --color
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: N (ranks, now $(N)), ARGS, PYTHON, TESTS, PYTEST_ARGS, MPI_SIZES ($(MPI_SIZES))'
 
-# ---- installing: a stamp file for each set of extras, older than what asks for it -----------------------------------
+# ---- installing: a stamp file for each set of extras, older than what asks for it ----------------------------------
 
 $(VENV)/.made:
 	@chosen=; \
@@ -85,7 +85,7 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 	@$(call openmpi,3) python -c "from mpi4py import MPI; c = MPI.COMM_WORLD; v = MPI.Get_library_version(); \
 	assert c.size == 3 and v.startswith('Open MPI'), (c.size, v); c.rank or print(v.split(',')[0], 'on', c.size, 'ranks')"
 
-# ---- running ----------------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------------------------
 
 .PHONY: run bench
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
@@ -94,7 +94,7 @@ run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the prog
 bench: $(VENV)/.run ## the benchmarks: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi bench $(ARGS)
 
-# ---- checking ---------------------------------------------------------------------------------------------------------
+# ---- checking ------------------------------------------------------------------------------------------------------
 
 .PHONY: test test-one test-mpi test-openmpi test-long lint format
 test: ## all tests: one process, MPICH on 2, 3, 4, 8 ranks, Open MPI on 3
@@ -116,7 +116,7 @@ test-openmpi: $(VENV)/.test $(OPENMPI)/.made ## the MPI tests under Open MPI: N=
 
 test-long: LIMIT := $(LONG_LIMIT)
 test-long: $(VENV)/.test $(OPENMPI)/.made ## the tests marked long, on one process
-	$(pytest) -m long
+	$(limited) $(pytest) -m long
 
 lint: $(VENV)/.dev ## ruff and mypy
 	ruff check .
