@@ -1,0 +1,1 @@
+"""Rounds of federated averaging: sampling, client training, the exact sum, evaluation."""

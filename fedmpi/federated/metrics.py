@@ -50,3 +50,22 @@ class RoundMetrics:
     bytes_sent: int
     messages_sent: int
     excluded: list[Excluded] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ClientMetrics:
+    """The global model evaluated on one client's own rows.
+
+    Attributes:
+        round: number of the round, from 1.
+        client, rank: the client and the worker that holds it.
+        rows: rows of the client.
+        loss, metric: on these rows; metric is what the job's test metric is.
+    """
+
+    round: int
+    client: int
+    rank: int
+    rows: int
+    loss: float
+    metric: float

@@ -10,9 +10,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import fedmpi
+from fedmpi.comm.mpi import MpiTransport
 from fedmpi.study.units import size
+from fedmpi.workers.command import Command, Reply, handles
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.worker import Worker
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
     from rich.table import Table
 
@@ -37,6 +42,43 @@ def describe() -> Facts:
             **{package: _version(package) for package in PACKAGES},
         },
     }
+
+
+class Describe(Command, frozen=True):
+    """Say what you run on."""
+
+
+class Described(Reply, frozen=True):
+    """What `describe` gives on a rank."""
+
+    facts: dict[str, Any]
+
+
+@handles(Describe, replies=True)
+def answer(worker: Worker, command: Describe, tensors: list[torch.Tensor]) -> Described:
+    """Runs on every worker of a launch."""
+    return Described(describe())
+
+
+def show(crew: Crew | None, launcher: str, console: Console) -> None:
+    """Asks every rank and prints the table.
+
+    Args:
+        crew: the other ranks of an MPI launch; None without a launcher.
+        launcher: its name.
+        console: where to print.
+    """
+    rows = [describe()]
+    transport = crew.endpoint.transport if crew else None
+    mpi = {"ranks": 1, "launcher": launcher, "library": "", "gpu_aware": False}
+    if crew and isinstance(transport, MpiTransport):
+        rows += [reply.facts for reply in crew.ask(lambda rank: Describe(), Described)]
+        mpi |= {
+            "ranks": transport.size,
+            "library": transport.library(),
+            "gpu_aware": transport.gpu_aware(),
+        }
+    table(rows, mpi, console)
 
 
 def table(rows: Sequence[Facts], mpi: Mapping[str, Any], console: Console) -> None:

@@ -1,0 +1,127 @@
+"""Every rank starts here: rank 0 obeys the command line, all others obey rank 0.
+
+An error on any rank is printed once, with the rank, and ends the whole job with a status
+that is not 0.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from fedmpi.comm.launcher import Launch, launched
+from fedmpi.errors import FedMPIError, RemoteError
+
+if TYPE_CHECKING:
+    from fedmpi.comm.endpoint import Endpoint
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m fedmpi` and of the `fedmpi` script."""
+    launch = launched()
+    status = _alone() if launch is None else _launched(launch)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and launch is None:
+        # Worker threads may be in the middle of a long step; nobody waits for them.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _alone() -> int:
+    """One process: the workers, if the command needs any, are threads."""
+
+    def lead() -> int:
+        from fedmpi import cli
+
+        cli.main(sys.argv[1:], None, "")
+        return 0
+
+    return _status_of(lead, 0)
+
+
+def _launched(launch: Launch) -> int:
+    """One rank of a launch."""
+    if launch.rank:
+        # Ctrl-C reaches every rank of a terminal; rank 0 alone decides what it means.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def take_part() -> int:
+        from fedmpi.comm.endpoint import Endpoint
+        from fedmpi.comm.mpi import MpiTransport
+
+        transport = MpiTransport(launch)
+        if transport.rank:
+            return _obey(Endpoint(transport))
+        return _lead(Endpoint(transport), launch)
+
+    return _status_of(take_part, launch.rank)
+
+
+def _lead(endpoint: Endpoint, launch: Launch) -> int:
+    from fedmpi import cli
+    from fedmpi.workers.crew import Crew
+
+    crew = Crew(endpoint)
+
+    def lead() -> int:
+        cli.main(sys.argv[1:], crew, launch.launcher)
+        return 0
+
+    status = _status_of(lead, 0)
+    crew.stop(status)
+    return status
+
+
+def _obey(endpoint: Endpoint) -> int:
+    told_to_stop = False
+
+    def serve() -> int:
+        # The rooms that define commands: what is not imported is not in the table.
+        import fedmpi.federated.commands
+        import fedmpi.study.info
+        import fedmpi.workers.shards  # noqa: F401
+        from fedmpi.workers.worker import Worker
+
+        nonlocal told_to_stop
+        status = Worker(endpoint).serve()
+        told_to_stop = True
+        return status
+
+    status = _status_of(serve, endpoint.rank)
+    if not told_to_stop:
+        endpoint.transport.abort(status)
+    return status
+
+
+def _status_of(action: Callable[[], int], rank: int) -> int:
+    """What the action returns, or the status of what it raises, told to the person."""
+    try:
+        return action()
+    except FedMPIError as error:
+        if isinstance(error, RemoteError) and error.remote_traceback:
+            _say(error.remote_traceback.rstrip())
+        if str(error):
+            _say(f"fedmpi: rank {rank}: {error}")
+        return error.exit_status
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except KeyboardInterrupt:
+        _say(f"fedmpi: rank {rank}: interrupted; rounds that had ended are in metrics.jsonl")
+        return 128 + signal.SIGINT
+    except BaseException:
+        _say(f"fedmpi: rank {rank}: this is a bug in FedMPI or in your own code:")
+        _say(traceback.format_exc().rstrip())
+        return FedMPIError.exit_status
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

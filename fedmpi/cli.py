@@ -1,0 +1,249 @@
+"""The subcommands, nothing else: run, prepare, inspect, info, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+
+import fedmpi
+from fedmpi.config import CommConfig, Config, Recipe, from_toml, nearest
+from fedmpi.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedmpi.workers.crew import Crew
+
+IN_PROCESS_WORKERS = 7
+"""Workers of a run without mpirun: as many as `mpirun -n 8` has."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunOptions(Config):
+    """Run a federated job: federated averaging over the workers' shards."""
+
+    config: str = ""
+    """A TOML file; the options on the command line win over it."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions(Recipe):
+    """Make shards and their index from a dataset."""
+
+    source: tyro.conf.Positional[str] = "mnist5k"
+    """mnist5k, digits, breast_cancer, diabetes, boston, mnist, fashion_mnist, kmnist, emnist,
+    cifar10, cifar100, or the path of a .npz, .h5 or .hdf5 file of your own."""
+    workers: int = 0
+    """Number of shards; 0: one for each worker of this launch, 7 without mpirun."""
+    out: str = ""
+    """Folder of the shards; empty: data/<source>."""
+    overwrite: bool = False
+    """Replace the dataset that the folder holds."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Show rows, clients and labels of prepared shards, as a table and as labels.png."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of prepared shards."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Show a run: accuracy and loss, time by phase, bytes sent; as tables and as report.png."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder of a run, such as runs/2nn-mnist5k-001."""
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """Show MPI library, ranks, cores, threads, versions and GPUs of this launch."""
+
+
+def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    """Obeys a command line on rank 0.
+
+    Args:
+        arguments: without the program's name; no subcommand means `run`.
+        crew: the other ranks of an MPI launch; None without a launcher.
+        launcher: its name; empty without one.
+
+    Raises:
+        FedMPIError: see the subcommand.
+        SystemExit: help was asked for, or an option is wrong.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("run", [])
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"fedmpi {fedmpi.__version__}")
+    elif name.startswith("-"):
+        _run(arguments, crew, launcher)
+    elif name in _SUBCOMMANDS:
+        _SUBCOMMANDS[name](rest, crew, launcher)
+    else:
+        known = ", ".join(_SUBCOMMANDS)
+        raise UsageError(f"unknown command {name!r}{nearest(name, _SUBCOMMANDS)}: one of {known}")
+
+
+def _run(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(RunOptions, "run", arguments, _defaults(arguments))
+    config = Config(**{f.name: getattr(chosen, f.name) for f in fields(Config)})
+    with _workers(config.comm, config.data.path, crew, launcher) as workers:
+        from fedmpi.study.recorded_run import run
+
+        run(config, workers, _console())
+
+
+def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(PrepareOptions, "prepare", arguments)
+    recipe = Recipe(**{f.name: getattr(chosen, f.name) for f in fields(Recipe)})
+    CommConfig(workers=chosen.workers or "auto")  # refuses an absurd number
+    writers = crew if crew and crew.ranks else None
+    shards = chosen.workers or (len(writers.ranks) if writers else IN_PROCESS_WORKERS)
+    folder = chosen.out or str(Path("data") / Path(recipe.source).stem)
+    from fedmpi.workers.shards import prepare
+
+    index = prepare(recipe, shards, folder, writers, chosen.overwrite)
+    _console().print(
+        f"{index.rows} rows of {index.clients} clients in {shards} shards, {index.test.rows} rows "
+        f"held out: {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _inspect(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    from fedmpi.study.inspect_data import inspect
+
+    plot = inspect(_parse(InspectOptions, "inspect", arguments).folder, _console())
+    print(f"drawn to {plot}")
+
+
+def _report(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    from fedmpi.study.report import report
+
+    plot = report(Path(_parse(ReportOptions, "report", arguments).folder), _console())
+    print(f"drawn to {plot}")
+
+
+def _info(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    _parse(InfoOptions, "info", arguments)
+    from fedmpi.study.info import show
+
+    show(crew, launcher, _console())
+
+
+Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
+_SUBCOMMANDS: dict[str, Subcommand] = {
+    "run": _run,
+    "prepare": _prepare,
+    "inspect": _inspect,
+    "report": _report,
+    "info": _info,
+}
+_DESCRIPTIONS: dict[str, type[Any]] = {
+    "run": RunOptions,
+    "prepare": PrepareOptions,
+    "inspect": InspectOptions,
+    "report": ReportOptions,
+    "info": InfoOptions,
+}
+
+
+def _help() -> str:
+    lines = [
+        "usage: python -m fedmpi [COMMAND] [OPTIONS]",
+        "       mpirun -n 8 python -m fedmpi [COMMAND] [OPTIONS]",
+        "",
+        *(f"  {name:<9}{cls.__doc__}" for name, cls in _DESCRIPTIONS.items()),
+        "",
+        "Without a command: run. `python -m fedmpi COMMAND --help` lists a command's options.",
+    ]
+    return "\n".join(lines)
+
+
+def _parse(cls: type[T], name: str, arguments: Sequence[str], default: T | None = None) -> T:
+    """Options of a subcommand; a wrong one is refused with the nearest right ones."""
+    known = {} if default is None else {"default": default}
+    return tyro.cli(
+        cls,
+        prog=f"python -m fedmpi {name}",
+        args=list(arguments),
+        # The tree is for reading; on the command line --rounds is enough.
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        **known,  # type: ignore[arg-type]
+    )
+
+
+def _defaults(arguments: Sequence[str]) -> RunOptions:
+    """What the command line is laid over: the file that it names, over the defaults."""
+    path = ""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--config":
+            path = following
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+    base = from_toml(path) if path else Config()
+    return RunOptions(**{f.name: getattr(base, f.name) for f in fields(Config)}, config=path)
+
+
+@contextmanager
+def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> Iterator[Crew]:
+    """The workers that a job asks for: the launch's ranks, or threads of this process."""
+    if crew is None:
+        if comm.transport == "mpi":
+            count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
+            raise UsageError(
+                "transport = 'mpi', but no launcher started this process: "
+                f"run mpirun -n {count + 1} python -m fedmpi"
+            )
+        from fedmpi.workers.in_process import in_process_crew
+
+        with in_process_crew(IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers) as threads:
+            yield threads
+        return
+    ranks = len(crew.ranks) + 1
+    if comm.transport == "threads":
+        raise UsageError(
+            f"transport = 'threads', but {launcher} started {ranks} ranks: run python -m fedmpi "
+            "without a launcher"
+        )
+    if not crew.ranks:
+        raise UsageError(_no_workers(comm, path, launcher))
+    if comm.workers not in ("auto", ranks - 1):
+        raise UsageError(
+            f"workers({comm.workers}) + owner(1) != ranks({ranks}): run with "
+            f"mpirun -n {int(comm.workers) + 1}, or leave --workers out"
+        )
+    yield crew
+
+
+def _no_workers(comm: CommConfig, path: str, launcher: str) -> str:
+    """One rank is the owner alone."""
+    wanted, what = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers, ""
+    if path:
+        from fedmpi.data.index import read_index
+
+        wanted = len(read_index(path).shards)
+        what = f" for the {wanted} shards in {path}"
+    return (
+        f"{launcher} started 1 rank, which is the owner: no worker is left{what}; "
+        f"run with mpirun -n {wanted + 1}, or without a launcher"
+    )
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout)

@@ -1,0 +1,125 @@
+"""Broadcast and sum of long vectors over point-to-point messages.
+
+The ranks of a group stand in a binomial tree (or a star) whose root is the group's first
+rank. A vector travels in chunks, so that a rank passes on the first chunk while the next
+is still arriving: the levels of the tree overlap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.frame import as_bytes
+from fedmpi.comm.transport import Pending, Transport
+
+Topology = Literal["tree", "star"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank stands in its group: ranks of its parent (None: it is the root) and children."""
+
+    parent: int | None
+    children: tuple[int, ...]
+
+
+def place(rank: int, group: Sequence[int], topology: Topology) -> Place:
+    """The place of a rank in the tree over `group`.
+
+    In the binomial tree the parent of position i is i without its lowest set bit; the
+    child with the largest subtree comes first, since its subtree needs the longest.
+    """
+    i, n = list(group).index(rank), len(group)
+    if topology == "star":
+        return Place(None if i == 0 else group[0], tuple(group[1:]) if i == 0 else ())
+    lowest = i & -i if i else 1 << n.bit_length()
+    steps = [1 << k for k in range(n.bit_length()) if 1 << k < lowest and i + (1 << k) < n]
+    return Place(None if i == 0 else group[i & (i - 1)], tuple(group[i + s] for s in reversed(steps)))
+
+
+def _chunks(tensors: Sequence[torch.Tensor], chunk_bytes: int) -> Iterator[torch.Tensor]:
+    """Contiguous vectors in pieces of at most `chunk_bytes`, whole elements each."""
+    for tensor in tensors:
+        step = max(1, chunk_bytes // tensor.element_size())
+        yield from tensor.split(step) if tensor.numel() else ()
+
+
+def broadcast(
+    transport: Transport,
+    group: Sequence[int],
+    tensors: Sequence[torch.Tensor],
+    topology: Topology,
+    chunk_bytes: int,
+) -> None:
+    """Copies the root's vectors into the vectors of every other rank of the group.
+
+    Every rank of the group calls it with the same group, topology and chunk size and
+    with contiguous 1-D tensors of the same dtypes and lengths. On return the vectors may
+    be changed.
+    """
+    here = place(transport.rank, group, topology)
+    pieces = [as_bytes(chunk) for chunk in _chunks(tensors, chunk_bytes)]
+    arriving = (
+        []
+        if here.parent is None
+        else [transport.receive_buffer(p, here.parent, Channel.COLLECTIVE) for p in pieces]
+    )
+    leaving: list[Pending] = []
+    for index, piece in enumerate(pieces):
+        if arriving:
+            transport.finish(arriving[index])
+        leaving += [transport.send_buffer(piece, child, Channel.COLLECTIVE) for child in here.children]
+    for transfer in leaving:
+        transport.finish(transfer)
+
+
+def reduce_sum(
+    transport: Transport,
+    group: Sequence[int],
+    vector: torch.Tensor,
+    topology: Topology,
+    chunk_bytes: int,
+) -> None:
+    """Adds the integer vectors of the whole group into the root's; the others' are used up.
+
+    Args:
+        transport: this rank's; every rank of the group calls with the same arguments.
+        group: ranks, the root first.
+        vector: contiguous 1-D int64 of the same length everywhere. Integer addition is
+            exact and wraps in any order alike, so the sum does not depend on the tree.
+        topology: tree or star.
+        chunk_bytes: size of the pieces.
+    """
+    here = place(transport.rank, group, topology)
+    pieces = list(_chunks([vector], chunk_bytes))
+    # Two scratch chunks per child: one is added while the next arrives.
+    arriving: dict[int, deque[tuple[torch.Tensor, Pending]]] = {c: deque() for c in here.children}
+    longest = pieces[0].numel() if pieces else 0
+    scratch = {c: vector.new_empty(2, longest) for c in here.children}
+
+    def expect(child: int, index: int) -> None:
+        if index < len(pieces):
+            target = scratch[child][index % 2][: pieces[index].numel()]
+            pending = transport.receive_buffer(as_bytes(target), child, Channel.COLLECTIVE)
+            arriving[child].append((target, pending))
+
+    for child in here.children:
+        expect(child, 0)
+        expect(child, 1)
+    leaving = []
+    for index, piece in enumerate(pieces):
+        for child in here.children:
+            target, pending = arriving[child].popleft()
+            transport.finish(pending)
+            piece.add_(target)
+            expect(child, index + 2)
+        if here.parent is not None:
+            leaving.append(transport.send_buffer(as_bytes(piece), here.parent, Channel.COLLECTIVE))
+    for transfer in leaving:
+        transport.finish(transfer)

@@ -1,0 +1,103 @@
+"""One rank's end of the wire: sends and receives whole frames over any transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+import torch
+
+from fedmpi.comm.frame import DTYPES, HEADER_LIMIT, Header, as_bytes, decode, encode
+from fedmpi.comm.transport import ANY, Pending, Transport
+
+
+class Channel(IntEnum):
+    """Who may say what to whom. Each channel has two tags: headers, and their buffers."""
+
+    COMMAND = 2
+    REPLY = 4
+    COLLECTIVE = 6
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A frame that has arrived.
+
+    Attributes:
+        source: rank of the sender.
+        message: still encoded; the room that knows the types decodes it.
+        tensors: on the CPU, contiguous, in memory of their own.
+    """
+
+    source: int
+    message: msgspec.Raw
+    tensors: list[torch.Tensor]
+
+
+class Endpoint:
+    """Frames in and out of one rank.
+
+    Args:
+        transport: what carries them; its rank and size are this endpoint's.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.rank = transport.rank
+        self.size = transport.size
+        self._outbox: list[tuple[Pending, object]] = []
+
+    def send(
+        self,
+        destination: int,
+        channel: Channel,
+        message: msgspec.Struct,
+        tensors: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """Starts to send a frame and returns; the tensors must not change before `flush`."""
+        note, buffers = encode(message, tensors)
+        transport = self.transport
+        self._outbox.append((transport.send_note(note, destination, channel), note))
+        for buffer in buffers:
+            self._outbox.append((transport.send_buffer(buffer, destination, channel + 1), buffer))
+        self._reap()
+
+    def receive(self, channel: Channel, source: int = ANY) -> Frame:
+        """Waits for the next frame on a channel.
+
+        Raises:
+            ProtocolError: what arrived is not a frame.
+        """
+        sender, note = self.transport.wait(lambda: self._poll(channel, source))
+        header = decode(note)
+        return Frame(sender, header.message, self._receive_tensors(header, sender, channel))
+
+    def flush(self) -> None:
+        """Waits until everything sent has left its memory."""
+        self.transport.wait(lambda: self._reap() or None)
+
+    def _poll(self, channel: Channel, source: int) -> tuple[int, bytes] | None:
+        self._reap()
+        return self.transport.poll_note(source, channel, HEADER_LIMIT)
+
+    def _reap(self) -> bool:
+        """Forgets the transfers that have ended; true when none is left."""
+        self._outbox = [entry for entry in self._outbox if not entry[0].done()]
+        return not self._outbox
+
+    def _receive_tensors(self, header: Header, source: int, channel: Channel) -> list[torch.Tensor]:
+        tensors, pending, offset = [], [], 0
+        for meta in header.tensors:
+            tensor = torch.empty(meta.shape, dtype=DTYPES[meta.dtype])
+            raw = as_bytes(tensor)
+            if meta.inline:
+                if raw.numel():
+                    part = bytearray(header.inline[offset : offset + raw.numel()])
+                    raw.copy_(torch.frombuffer(part, dtype=torch.uint8))
+                    offset += raw.numel()
+            else:
+                pending.append(self.transport.receive_buffer(raw, source, channel + 1))
+            tensors.append(tensor)
+        for transfer in pending:
+            self.transport.finish(transfer)
+        return tensors

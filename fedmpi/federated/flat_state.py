@@ -1,0 +1,71 @@
+"""A model's whole state as a few flat vectors: what travels, and what is averaged.
+
+Parameters and buffers of one dtype lie one after another in one vector, and the model's
+tensors are views into it. A model of float32 parameters is one vector; batch norm's step
+counters add a second one of int64. Nothing is gathered or scattered to send a model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedmpi.comm.frame import DTYPES
+from fedmpi.errors import UsageError
+
+
+class FlatState:
+    """Moves a model's state into flat vectors and keeps the model on them.
+
+    Args:
+        model: changed in place; its parameters and persistent buffers become views.
+        device: where the vectors live.
+
+    Attributes:
+        model: the model, on `device`.
+        vectors: one contiguous 1-D tensor per dtype, in order of first appearance.
+        numel: elements of all vectors together: the length of an update.
+
+    Raises:
+        UsageError: a state tensor that cannot be averaged (complex, quantized, sparse).
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.model = model.to(device)
+        tensors = _state_tensors(model)
+        groups: dict[torch.dtype, list[tuple[str, torch.Tensor]]] = {}
+        for name, tensor in tensors:
+            if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.is_complex():
+                raise UsageError(f"{name} of the model is {tensor.dtype}, which cannot be averaged")
+            groups.setdefault(tensor.dtype, []).append((name, tensor))
+        self.vectors: list[torch.Tensor] = []
+        for group in groups.values():
+            vector = torch.cat([tensor.detach().reshape(-1) for _, tensor in group]).to(device)
+            offset = 0
+            for _, tensor in group:
+                view = vector[offset : offset + tensor.numel()].view(tensor.shape)
+                # Parameters and buffers alike: the module keeps its tensor object, and
+                # whoever else holds it (a tied weight, say) sees the same memory.
+                tensor.data = view
+                offset += tensor.numel()
+            self.vectors.append(vector)
+        self.numel = sum(v.numel() for v in self.vectors)
+
+    def load(self, vectors: list[torch.Tensor]) -> None:
+        """Copies other vectors of the same layout into this model."""
+        for mine, other in zip(self.vectors, vectors, strict=True):
+            mine.copy_(other, non_blocking=True)
+
+    def dtypes(self) -> list[str]:
+        """Names of the vectors' dtypes, as frames write them."""
+        return [str(v.dtype).removeprefix("torch.") for v in self.vectors]
+
+    def lengths(self) -> list[int]:
+        """Elements of each vector."""
+        return [v.numel() for v in self.vectors]
+
+
+def _state_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers, each once, under the names of `state_dict`."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    return [(name, own[name]) for name in model.state_dict() if name in own]

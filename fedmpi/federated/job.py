@@ -1,0 +1,136 @@
+"""A federated job: set up once, then rounds until the end. What `fedmpi run` runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedmpi import models
+from fedmpi.config import Config
+from fedmpi.federated.cohort import cohort_of_round
+from fedmpi.federated.commands import ClientsEvaluated, EvaluateClients
+from fedmpi.federated.datasets import Dataset, open_dataset
+from fedmpi.federated.device import pick
+from fedmpi.federated.evaluate import Evaluation, evaluate, metric_name
+from fedmpi.federated.flat_state import FlatState
+from fedmpi.federated.metrics import ClientMetrics, RoundMetrics
+from fedmpi.federated.rounds import Averaging, Cyclic, Rounds
+from fedmpi.federated.seeds import derive
+from fedmpi.workers.crew import Crew
+
+_KINDS: dict[str, type[Rounds]] = {"shards": Averaging, "scatter": Averaging, "cyclic": Cyclic}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What is told of a job while it runs.
+
+    Attributes:
+        round: after every round.
+        clients: after a round whose clients were evaluated: all of them.
+    """
+
+    round: Callable[[RoundMetrics], None]
+    clients: Callable[[list[ClientMetrics]], None]
+
+
+class Job:
+    """Owner and workers, ready for rounds: data opened and checked, models built.
+
+    Args:
+        config: of the job.
+        crew: idle workers, at least one.
+
+    Attributes:
+        model: the owner's; its first weights depend on the seed alone.
+        dataset: what is trained and evaluated on.
+
+    Raises:
+        UsageError, DataError: what the configuration names cannot be, or does not fit.
+        RemoteError: the same, found by a worker.
+    """
+
+    def __init__(self, config: Config, crew: Crew) -> None:
+        self.config = config
+        self.crew = crew
+        torch.set_num_threads(config.compute.threads)
+        self.dataset: Dataset = open_dataset(config, crew)
+        self.model = self._make_model()
+        draws = models.uses_random(self.model, self.dataset.row_shape)
+        home = self.dataset.set_up_workers(config, crew, draws)
+        device = pick(config.compute.device, crew.endpoint.transport.local_rank)
+        state = FlatState(self.model, device)
+        self._rounds = _KINDS[config.federated.mode](config, crew, home, state)
+        self._clients = sorted(home.rows)
+        self._test_x, self._test_y = (t.to(device) for t in self.dataset.test())
+
+    def _make_model(self) -> nn.Module:
+        name, shape, classes = self.config.model, self.dataset.row_shape, self.dataset.classes
+        torch.manual_seed(derive(self.config.seed, "model"))
+        model = models.build(name, shape, classes)
+        models.check(model, name, shape, classes)
+        return model
+
+    def run(self, observer: Observer) -> None:
+        """Trains for the configured rounds, or until the target accuracy.
+
+        Raises:
+            RemoteError: a worker failed.
+            FedMPIError: an update could not be used and the job is to stop at that.
+        """
+        federated, clock = self.config.federated, time.perf_counter
+        ended, sent = clock(), self._rounds.traffic()
+        for number in range(1, federated.rounds + 1):
+            begun, sent_before = clock(), sent
+            lr = federated.lr * federated.lr_decay ** (number - 1)
+            cohort = cohort_of_round(
+                self.config.seed, number, self._clients, federated.fraction
+            )
+            outcome = self._rounds.play(number, cohort, lr)
+            played = clock()
+            due = number % federated.eval_every == 0 or number == federated.rounds
+            found = self._evaluate(number, observer) if due else None
+            now, sent = clock(), self._rounds.traffic()
+            phases = outcome.phases | {"evaluate": now - played}
+            # While the owner wrote the last round's records, the workers waited.
+            phases["wait"] += begun - ended
+            observer.round(
+                RoundMetrics(
+                    round=number,
+                    clients=outcome.clients,
+                    examples=outcome.examples,
+                    lr=lr,
+                    train_loss=outcome.train_loss,
+                    test_loss=found.loss if found else None,
+                    test_metric=found.metric if found else None,
+                    metric=metric_name(self.dataset.classes),
+                    seconds=now - ended,
+                    phases=phases,
+                    train_max=outcome.train_max,
+                    bytes_sent=sent[0] - sent_before[0],
+                    messages_sent=sent[1] - sent_before[1],
+                    excluded=outcome.excluded,
+                )
+            )
+            ended = now
+            if found and self.dataset.classes and 0 < federated.target_accuracy <= found.metric:
+                break
+
+    def _evaluate(self, number: int, observer: Observer) -> Evaluation:
+        found = evaluate(self.model, self._test_x, self._test_y, self.dataset.classes)
+        if self.config.federated.evaluate_clients:
+            self._rounds.broadcast(self.crew.ranks)
+            for rank in self.crew.ranks:
+                self.crew.tell(rank, EvaluateClients())
+            replies = self.crew.hear(self.crew.ranks, ClientsEvaluated)
+            clients = [
+                ClientMetrics(number, client, rank, rows, loss, metric)
+                for rank, reply in zip(self.crew.ranks, replies, strict=True)
+                for client, rows, loss, metric in reply.clients
+            ]
+            observer.clients(sorted(clients, key=lambda c: c.client))
+        return found

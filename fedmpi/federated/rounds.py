@@ -1,0 +1,240 @@
+"""The two kinds of round: updates that are averaged, and a model that moves along.
+
+Both send all their commands ahead and wait once. They change the owner's model in place
+and say what happened; nothing here evaluates, writes or prints.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from fedmpi.comm.collective import broadcast, reduce_sum
+from fedmpi.config import Config
+from fedmpi.errors import FedMPIError
+from fedmpi.federated.commands import MODEL, SUM, Hop, Report, Reported, Train
+from fedmpi.federated.device import wire_memory
+from fedmpi.federated.fixed_point import apply_sum
+from fedmpi.federated.flat_state import FlatState
+from fedmpi.federated.metrics import Excluded
+from fedmpi.federated.trainer import LOSS_UNIT
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.vectors import Broadcast, ReduceSum, Route
+from fedmpi.workers.worker import OWNER
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the clients live.
+
+    Attributes:
+        rank: of the worker that holds a client.
+        rows: of a client.
+    """
+
+    rank: dict[int, int]
+    rows: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round did.
+
+    Attributes:
+        clients, examples: in the new model.
+        train_loss: mean over their rows.
+        phases: seconds of broadcast, train, aggregate and wait.
+        train_max: seconds that the slowest worker trained.
+        excluded: clients left out.
+    """
+
+    clients: int
+    examples: int
+    train_loss: float
+    phases: dict[str, float]
+    train_max: float
+    excluded: list[Excluded]
+
+
+class Rounds(ABC):
+    """What both kinds share: the owner's model, its way to the workers, their reports.
+
+    Args:
+        config: of the job.
+        crew: the workers.
+        home: where the clients live.
+        state: the owner's model; every round changes its vectors in place.
+    """
+
+    def __init__(self, config: Config, crew: Crew, home: Home, state: FlatState) -> None:
+        self.config = config
+        self.crew = crew
+        self.home = home
+        self.state = state
+        self.wire = wire_memory(state.vectors)
+        self.chunk_bytes = config.comm.chunk_kib * 1024
+        self._worker_traffic: dict[int, tuple[int, int]] = {}
+
+    @abstractmethod
+    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
+        """One round over a cohort of clients."""
+
+    def broadcast(self, ranks: Sequence[int]) -> Route:
+        """Sends the owner's model to these workers; returns the route that it took."""
+        route = Route([OWNER, *ranks], self.config.comm.topology, self.chunk_bytes)
+        for rank in ranks:
+            command = Broadcast(MODEL, route, self.state.dtypes(), self.state.lengths())
+            self.crew.tell(rank, command)
+        self._stage()
+        transport = self.crew.endpoint.transport
+        broadcast(transport, route.group, self.wire, route.topology, route.chunk_bytes)
+        return route
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes and messages sent by all ranks, up to their latest reports."""
+        transport = self.crew.endpoint.transport
+        own = (transport.bytes_sent, transport.messages_sent)
+        sent, messages = zip(own, *self._worker_traffic.values(), strict=True)
+        return sum(sent), sum(messages)
+
+    def _stage(self) -> None:
+        """Brings the model to where MPI can read it; nothing to do on a CPU."""
+        for sent, vector in zip(self.wire, self.state.vectors, strict=True):
+            if sent is not vector:
+                sent.copy_(vector)
+
+    def _hear(self, ranks: Sequence[int]) -> list[Reported]:
+        reports = self.crew.hear(ranks, Reported)
+        for rank, report in zip(ranks, reports, strict=True):
+            self._worker_traffic[rank] = (report.bytes_sent, report.messages_sent)
+        return reports
+
+    def _included(
+        self,
+        number: int,
+        cohort: Sequence[int],
+        ranks: Sequence[int],
+        reports: Sequence[Reported],
+    ) -> tuple[int, list[Excluded]]:
+        """Rows in the new model, and the clients left out.
+
+        Raises:
+            FedMPIError: a client was left out and the job is to stop at that, or all were.
+        """
+        excluded = [
+            Excluded(one.client, rank, one.reason)
+            for rank, report in zip(ranks, reports, strict=True)
+            for one in report.tally.left_out
+        ]
+        excluded.sort(key=lambda e: e.client)
+        left_out = {e.client for e in excluded}
+        included = sum(self.home.rows[c] for c in cohort if c not in left_out)
+        if excluded and (not included or self.config.federated.on_bad_update == "stop"):
+            raise FedMPIError(_spoiled(self.config, number, excluded, included))
+        return included, excluded
+
+
+class Averaging(Rounds):
+    """FedAvg: all clients start from the same model, and their updates are averaged."""
+
+    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
+        """One round; the order of the cohort does not matter."""
+        clock = time.perf_counter
+        begun = clock()
+        examples = sum(self.home.rows[c] for c in cohort)
+        clients_of: dict[int, list[int]] = {}
+        for client in sorted(cohort):
+            clients_of.setdefault(self.home.rank[client], []).append(client)
+        ranks = sorted(clients_of)
+        route = self.broadcast(ranks)
+        for rank in ranks:
+            clients = clients_of[rank]
+            weights = [self.home.rows[c] / examples for c in clients]
+            self.crew.tell(rank, Train(number, clients, weights, lr))
+            self.crew.tell(rank, ReduceSum(SUM, route, self.state.numel))
+            self.crew.tell(rank, Report())
+        told = clock()
+        total = torch.zeros(self.state.numel, dtype=torch.int64)
+        transport = self.crew.endpoint.transport
+        reduce_sum(transport, route.group, total, route.topology, route.chunk_bytes)
+        reports = self._hear(ranks)
+        heard = clock()
+        included, excluded = self._included(number, cohort, ranks, reports)
+        apply_sum(self.state.vectors, total.to(self.state.vectors[0].device), included / examples)
+        tallies = [r.tally for r in reports]
+        busy = [t.train_seconds + t.sum_seconds for t in tallies]
+        train = sum(t.train_seconds for t in tallies) / len(tallies)
+        add = sum(t.sum_seconds for t in tallies) / len(tallies)
+        return Outcome(
+            clients=len(cohort) - len(excluded),
+            examples=included,
+            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
+            phases={
+                "broadcast": told - begun,
+                "train": train,
+                "aggregate": add + max(heard - told - max(busy), 0.0) + (clock() - heard),
+                "wait": max(busy) - train - add,
+            },
+            train_max=max(t.train_seconds for t in tallies),
+            excluded=excluded,
+        )
+
+
+class Cyclic(Rounds):
+    """The model moves: each client trains on from where the one before it stopped.
+
+    Level 1 of the five, known as cyclic weight transfer (Chang et al. 2018, "Distributed
+    deep learning networks among institutions for medical imaging"). Neighbours in the
+    order that live on one worker are one hop.
+    """
+
+    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
+        """One round through the cohort, in its order."""
+        clock = time.perf_counter
+        begun = clock()
+        hops = [(r, list(group)) for r, group in groupby(cohort, key=self.home.rank.__getitem__)]
+        stops = [OWNER, *(rank for rank, _ in hops), OWNER]
+        for (rank, clients), source, destination in zip(hops, stops, stops[2:], strict=False):
+            self.crew.tell(rank, Hop(number, clients, lr, source, destination, self.chunk_bytes))
+        ranks = sorted({rank for rank, _ in hops})
+        for rank in ranks:
+            self.crew.tell(rank, Report())
+        self._stage()
+        transport = self.crew.endpoint.transport
+        broadcast(transport, [OWNER, stops[1]], self.wire, "star", self.chunk_bytes)
+        told = clock()
+        broadcast(transport, [stops[-2], OWNER], self.wire, "star", self.chunk_bytes)
+        reports = self._hear(ranks)
+        included, excluded = self._included(number, cohort, ranks, reports)
+        self.state.load(self.wire)
+        tallies = [r.tally for r in reports]
+        train = sum(t.train_seconds for t in tallies)
+        passed = sum(t.sum_seconds for t in tallies)
+        return Outcome(
+            clients=len(cohort) - len(excluded),
+            examples=included,
+            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
+            phases={
+                "broadcast": told - begun,
+                "train": train,
+                "aggregate": passed,
+                "wait": max(clock() - told - train - passed, 0.0),
+            },
+            train_max=train,
+            excluded=excluded,
+        )
+
+
+def _spoiled(config: Config, number: int, excluded: list[Excluded], included: int) -> str:
+    first = excluded[0]
+    more = f" (and {len(excluded) - 1} more)" if len(excluded) > 1 else ""
+    what = "on_bad_update = 'stop'" if included else "no client's update is left"
+    return (
+        f"round {number}: client {first.client} on rank {first.rank}{more}: {first.reason}; {what}: "
+        f"lower the learning rate ({config.federated.lr:g}) or look at that client's data"
+    )

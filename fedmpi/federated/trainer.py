@@ -1,0 +1,186 @@
+"""The worker's side of a round: its clients, one resident model, and one sum."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+import torch
+
+from fedmpi import models
+from fedmpi.config import Config
+from fedmpi.data.shard import Shard
+from fedmpi.federated.evaluate import evaluate
+from fedmpi.federated.fixed_point import add_update, unusable
+from fedmpi.federated.flat_state import FlatState
+from fedmpi.federated.local_sgd import local_sgd
+from fedmpi.federated.seeds import derive
+
+LOSS_UNIT = 2.0**20
+"""Losses are summed as integers, this many to one, so that their mean has the same bits too."""
+LARGEST_LOSS = 1e9
+"""A client whose mean loss is above this, or NaN, has diverged."""
+
+# In-process workers share PyTorch's default generator, from which dropout draws.
+_default_generator = threading.Lock()
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """A client whose update is not in the sum."""
+
+    client: int
+    reason: str
+
+
+class Tally(msgspec.Struct):
+    """What a worker adds up over its clients of a round.
+
+    Attributes:
+        loss: sum over included clients of rows x mean loss, in units of 1 / LOSS_UNIT.
+        left_out: clients that are not in the sum.
+        train_seconds: reading the rows and the local steps.
+        sum_seconds: copying the model and adding the updates.
+    """
+
+    loss: int = 0
+    left_out: list[LeftOut] = []
+    train_seconds: float = 0.0
+    sum_seconds: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        """Takes in the tally of other clients."""
+        self.loss += other.loss
+        self.left_out += other.left_out
+        self.train_seconds += other.train_seconds
+        self.sum_seconds += other.sum_seconds
+
+
+class Trainer:
+    """Trains the clients of one worker, one after another, on one resident model.
+
+    Args:
+        config: of the job.
+        clients: the worker's shard.
+        row_shape: shape of one row.
+        classes: 0 for regression.
+        draws: whether the model draws random numbers in training (dropout).
+        device: where the model lives.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clients: Shard,
+        row_shape: tuple[int, ...],
+        classes: int,
+        draws: bool,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.clients = clients
+        self.classes = classes
+        self.draws = draws
+        self.device = device
+        self.state = FlatState(models.build(config.model, row_shape, classes), device)
+        self.start = [torch.empty_like(v) for v in self.state.vectors]
+        self.loss_of = models.task_loss(classes)
+
+    def begin(self, vectors: Sequence[torch.Tensor]) -> None:
+        """Takes the global state, host vectors, as the start of every client to come."""
+        for mine, sent in zip(self.start, vectors, strict=True):
+            mine.copy_(sent, non_blocking=True)
+
+    def train(self, client: int, round_number: int, lr: float) -> float:
+        """Local SGD of one client on the resident model, as it stands; returns the mean loss."""
+        config, federated = self.config, self.config.federated
+        x, y = self.clients.load(client)
+        batch = federated.batch_size
+
+        def update() -> float:
+            return local_sgd(
+                self.state.model,
+                self.loss_of,
+                x.to(self.device, non_blocking=True),
+                y.to(self.device, non_blocking=True),
+                epochs=federated.epochs,
+                batch_size=None if batch == "full" else batch,
+                lr=lr,
+                seed=derive(config.seed, "shuffle", round_number, client),
+            )
+
+        if not self.draws:
+            return update()
+        with _default_generator:
+            torch.manual_seed(derive(config.seed, "dropout", round_number, client))
+            return update()
+
+    def sum_updates(
+        self, clients: Sequence[int], weights: Sequence[float], round_number: int, lr: float
+    ) -> tuple[torch.Tensor, Tally]:
+        """Trains clients from the same start and adds up their weighted updates.
+
+        Returns:
+            The exact sum, int64 on the host, and the tally.
+        """
+        total = torch.zeros(self.state.numel, dtype=torch.int64, device=self.device)
+        tally = Tally()
+        weight_of = dict(zip(clients, weights, strict=True))
+
+        def add(client: int) -> str | None:
+            return add_update(total, self.state.vectors, self.start, weight_of[client])
+
+        self._train_all(clients, round_number, lr, add, tally)
+        return total.cpu(), tally
+
+    def pass_through(self, clients: Sequence[int], round_number: int, lr: float) -> Tally:
+        """Trains clients in turn, each from where the one before it stopped.
+
+        The vectors of `start` are the model that came in, and in the end the one that
+        goes out. A client that spoils the model is undone and left out.
+        """
+        tally = Tally()
+
+        def accept(client: int) -> str | None:
+            refusal = unusable(self.state.vectors, self.start)
+            if refusal is None:
+                self.begin(self.state.vectors)
+            return refusal
+
+        self._train_all(clients, round_number, lr, accept, tally)
+        return tally
+
+    def _train_all(
+        self,
+        clients: Sequence[int],
+        round_number: int,
+        lr: float,
+        take: Callable[[int], str | None],
+        tally: Tally,
+    ) -> None:
+        """Trains each client from `start` and hands its update to `take`, which may refuse it."""
+        clock = time.perf_counter
+        for client in clients:
+            t0 = clock()
+            self.state.load(self.start)
+            t1 = clock()
+            loss = self.train(client, round_number, lr)
+            t2 = clock()
+            refusal = take(client) if loss < LARGEST_LOSS else f"its training loss is {loss:.3g}"
+            if refusal is None:
+                tally.loss += round(loss * self.clients.rows(client) * LOSS_UNIT)
+            else:
+                tally.left_out.append(LeftOut(client, refusal))
+            tally.train_seconds += t2 - t1
+            tally.sum_seconds += (t1 - t0) + (clock() - t2)
+
+    def evaluate_clients(self) -> list[tuple[int, int, float, float]]:
+        """(client, rows, loss, metric) of the start state on every client's own rows."""
+        self.state.load(self.start)
+        results = []
+        for client in self.clients.ids:
+            x, y = self.clients.load(client)
+            found = evaluate(self.state.model, x.to(self.device), y.to(self.device), self.classes)
+            results.append((client, len(y), found.loss, found.metric))
+        return results

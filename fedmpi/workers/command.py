@@ -1,0 +1,105 @@
+"""The one table of commands: what the owner may ask of a worker, and who does it.
+
+A command is a msgspec Struct; its fields are checked against their types on arrival. A
+room that has something for workers to do defines a command and a handler for it:
+
+    class Double(Command, frozen=True):
+        value: int
+
+    @handles(Double)
+    def double(worker: Worker, command: Double, tensors: list[Tensor]) -> Doubled: ...
+
+A handler that returns a `Reply` answers the owner; one that returns None says nothing.
+What it raises comes to the owner as a `Failure`: at once in place of the reply, or in
+place of the next reply when it owes none itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, Union
+
+import msgspec
+import torch
+
+from fedmpi.comm.frame import ProtocolError
+
+if TYPE_CHECKING:
+    from fedmpi.workers.worker import Worker
+
+
+class Command(msgspec.Struct, frozen=True, tag=True):
+    """Base of all commands."""
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """Base of all replies."""
+
+
+class Stop(Command, frozen=True):
+    """Leave the loop; the process ends with this exit status."""
+
+    status: int = 0
+
+
+class Failure(Reply, frozen=True):
+    """What went wrong on a worker.
+
+    Attributes:
+        sentence: for a person.
+        exit_status: of the job, if nobody catches it.
+        traceback: empty when the sentence says it all (a refusal).
+    """
+
+    sentence: str
+    exit_status: int
+    traceback: str
+
+
+C = TypeVar("C", bound=Command)
+Handler = Callable[["Worker", Any, list[torch.Tensor]], Reply | None]
+
+_handlers: dict[type[Command], tuple[Handler, bool, bool]] = {}
+
+
+def handles(
+    command: type[C], *, replies: bool = False, always: bool = False
+) -> Callable[[Callable[[Worker, C, list[torch.Tensor]], Reply | None]], Handler]:
+    """Enters a handler for a command into the table.
+
+    Args:
+        command: its type; the type's name is its name on the wire.
+        replies: the owner waits for an answer, so a failure is one too.
+        always: run it even after an earlier failure: others wait for its messages.
+    """
+
+    def enter(handler: Handler) -> Handler:
+        _handlers[command] = (handler, replies, always)
+        _decoder.cache_clear()
+        return handler
+
+    return enter
+
+
+def handler_of(command: Command) -> tuple[Handler, bool, bool]:
+    """The handler of a command, whether it replies, and whether it always runs."""
+    return _handlers[type(command)]
+
+
+@cache
+def _decoder() -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(Union[Stop, *_handlers])  # type: ignore[arg-type]  # noqa: UP007
+
+
+def decode_command(message: msgspec.Raw) -> Command:
+    """A command of the table, with every field of its declared type.
+
+    Raises:
+        ProtocolError: a name that is not in the table, or a field of a wrong type.
+    """
+    try:
+        command: Command = _decoder().decode(message)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"a frame without a known command: {error}") from None
+    return command

@@ -1,0 +1,88 @@
+"""The owner's handle on its workers: tell them, ask them, stop them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import msgspec
+import torch
+
+from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.frame import ProtocolError
+from fedmpi.errors import RemoteError
+from fedmpi.workers.command import Command, Failure, Reply, Stop
+
+R = TypeVar("R", bound=Reply)
+
+
+class Crew:
+    """All workers of a job, as the owner sees them.
+
+    Args:
+        endpoint: of rank 0.
+
+    Attributes:
+        ranks: of the workers, 1 to the number of workers.
+        in_process: the workers are threads of this process.
+        busy: whether a worker may be at work on something nobody has waited for.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.ranks = range(1, endpoint.size)
+        self.in_process = endpoint.transport.in_process
+        self.busy = False
+
+    def tell(self, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
+        """Sends a command and returns; the tensors must not change before the next wait."""
+        self.busy = True
+        self.endpoint.send(rank, Channel.COMMAND, command, tensors)
+
+    def hear(self, ranks: Iterable[int], kind: type[R]) -> list[R]:
+        """Waits for one reply of each rank, in the order of `ranks`.
+
+        Every reply is taken in before an error is raised, so that none is left to be
+        mistaken for the answer to a later question.
+
+        Raises:
+            RemoteError: the failure of the lowest rank that failed.
+        """
+        replies: list[R] = []
+        failure: RemoteError | None = None
+        for rank in ranks:
+            frame = self.endpoint.receive(Channel.REPLY, rank)
+            try:
+                reply = msgspec.msgpack.decode(frame.message, type=kind | Failure)  # type: ignore[arg-type]
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(f"rank {rank} did not answer with {kind.__name__}: {error}") from None
+            if isinstance(reply, Failure):
+                failure = failure or _remote_error(rank, reply)
+            else:
+                replies.append(reply)
+        self.endpoint.flush()
+        self.busy = False
+        if failure is not None:
+            raise failure
+        return replies
+
+    def ask(self, command: Callable[[int], Command], kind: type[R]) -> list[R]:
+        """Sends `command(rank)` to every worker and waits for all replies, in rank order."""
+        for rank in self.ranks:
+            self.tell(rank, command(rank))
+        return self.hear(self.ranks, kind)
+
+    def stop(self, status: int) -> None:
+        """Sends every worker home with an exit status; at once, if some are still at work."""
+        if self.busy:
+            self.endpoint.transport.abort(status)
+            return
+        for rank in self.ranks:
+            self.endpoint.send(rank, Channel.COMMAND, Stop(status))
+        self.endpoint.flush()
+
+
+def _remote_error(rank: int, failure: Failure) -> RemoteError:
+    error = RemoteError(f"worker on rank {rank}: {failure.sentence}", rank, failure.traceback)
+    error.exit_status = failure.exit_status
+    return error

@@ -1,0 +1,93 @@
+"""Shards written in parallel: each worker writes its own, the owner the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from fedmpi.config import Recipe
+from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, read_index
+from fedmpi.data.plan import auto_path, plan
+from fedmpi.data.prepare import clear_folder, write_index, write_shards, write_test
+from fedmpi.workers.command import Command, Reply, handles
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.worker import Worker
+
+
+class WriteShards(Command, frozen=True):
+    """Make the plan of this recipe and write these shards of it, counted from 0."""
+
+    recipe: Recipe
+    shards: int
+    folder: str
+    which: list[int]
+
+
+class ShardsWritten(Reply, frozen=True):
+    """What the index says of the written shards."""
+
+    shards: list[ShardInfo]
+
+
+@handles(WriteShards, replies=True)
+def write(worker: Worker, command: WriteShards, tensors: list[torch.Tensor]) -> ShardsWritten:
+    """One pass over the source, however many shards."""
+    made = plan(command.recipe, command.shards)
+    return ShardsWritten(write_shards(made, command.folder, command.which))
+
+
+def prepare(
+    recipe: Recipe, shards: int, folder: str | Path, crew: Crew | None, overwrite: bool = False
+) -> Index:
+    """Prepares a dataset: shards, held-out rows, index.
+
+    Args:
+        recipe: how the shards are made.
+        shards: their number.
+        folder: where they go, on a file system that all ranks share.
+        crew: workers that write at the same time; None: this process writes all.
+        overwrite: whether a dataset that is there may be replaced.
+
+    Raises:
+        UsageError, DataError: here, or as `RemoteError` from a worker.
+    """
+    made = plan(recipe, shards)  # refuses a recipe that cannot be, before anything is touched
+    clear_folder(folder, overwrite)
+    if crew is None:
+        infos = write_shards(made, folder, range(shards))
+        return write_index(made, folder, infos, write_test(made, folder))
+    writers = len(crew.ranks)
+    # The owner has downloaded what was to be downloaded when it made the plan.
+    source = Recipe(**{**vars(made.recipe), "download": False})
+    for rank in crew.ranks:
+        which = list(range(rank - 1, shards, writers))
+        crew.tell(rank, WriteShards(source, shards, str(folder), which))
+    test = write_test(made, folder)
+    replies = crew.hear(crew.ranks, ShardsWritten)
+    infos = sorted((info for reply in replies for info in reply.shards), key=lambda i: i.file)
+    return write_index(made, folder, infos, test)
+
+
+def prepare_once(recipe: Recipe, shards: int, crew: Crew | None) -> tuple[Path, Index]:
+    """The shards of a recipe under data/auto, made if they are not there yet.
+
+    They appear under their name whole or not at all, so that jobs which start together
+    do not meet half of them.
+    """
+    folder = auto_path(recipe, shards)
+    if not (folder / INDEX_FILE).exists():
+        temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        try:
+            prepare(recipe, shards, temporary, crew, overwrite=True)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                # Another job was faster: its shards are the same.
+                if not (folder / INDEX_FILE).exists():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder, read_index(folder)

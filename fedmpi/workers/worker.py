@@ -1,0 +1,79 @@
+"""The worker: waits for commands and obeys them, in order, until it is told to stop."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, TypeVar
+
+import torch
+
+from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.threads import Aborted
+from fedmpi.errors import FedMPIError, UsageError
+from fedmpi.workers.command import Command, Failure, Stop, decode_command, handler_of
+
+OWNER = 0
+"""Rank of the owner."""
+
+T = TypeVar("T")
+
+
+class Worker:
+    """What a handler sees of the worker that it runs on.
+
+    Attributes:
+        endpoint: this rank's end of the wire.
+        rank: 1 or more.
+        transport: what carries the frames, for messages without a header.
+        store: the worker's objects by the id that the owner gave them.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.rank = endpoint.rank
+        self.transport = endpoint.transport
+        self.store: dict[str, Any] = {}
+        self._failure: Failure | None = None
+
+    def object(self, key: str, kind: type[T]) -> T:
+        """The stored object of that id, which must be of that kind."""
+        found = self.store.get(key)
+        if not isinstance(found, kind):
+            raise FedMPIError(f"rank {self.rank} holds no {kind.__name__} {key!r}")
+        return found
+
+    def serve(self) -> int:
+        """Obeys until `Stop`; returns its exit status."""
+        while True:
+            frame = self.endpoint.receive(Channel.COMMAND)
+            command = decode_command(frame.message)
+            if isinstance(command, Stop):
+                self.endpoint.flush()
+                return command.status
+            self._obey(command, frame.tensors)
+
+    def _obey(self, command: Command, tensors: list[torch.Tensor]) -> None:
+        handler, replies, always = handler_of(command)
+        reply = None
+        if self._failure is None or always:
+            try:
+                reply = handler(self, command, tensors)
+            except Aborted:
+                raise
+            except Exception as error:
+                self._failure = self._failure or describe_failure(error)
+        if replies:
+            answer = self._failure or reply
+            self._failure = None
+            assert answer is not None, f"the handler of {type(command).__name__} owes a reply"
+            self.endpoint.send(OWNER, Channel.REPLY, answer)
+
+
+def describe_failure(error: Exception) -> Failure:
+    """An exception as it travels: a refusal needs no traceback, a bug does."""
+    if isinstance(error, FedMPIError):
+        return Failure(str(error), error.exit_status, "")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Failure(f"out of memory: {error}", UsageError.exit_status, "")
+    sentence = f"{type(error).__name__}: {error}"
+    return Failure(sentence, FedMPIError.exit_status, "".join(traceback.format_exception(error)))
