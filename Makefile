@@ -29,7 +29,7 @@ LIMIT ?= 1200
 LONG_LIMIT ?= 2400
 
 pytest := python -m pytest $(TESTS) $(PYTEST_ARGS)
-limited := timeout --kill-after=30 $(LIMIT)
+limited = timeout --kill-after=30 $(LIMIT)
 # MPICH, with one thread of PyTorch and BLAS a rank: there are more ranks than cores.
 mpich = OMP_NUM_THREADS=1 $(limited) mpirun -n $(1)
 # Open MPI: mpi4py's wheel takes the library it is told to; more ranks than cores and root are allowed.
