@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -189,7 +190,7 @@ def _parse(cls: type[T], name: str, arguments: Sequence[str], default: T | None 
 def _defaults(arguments: Sequence[str]) -> RunOptions:
     """What the command line is laid over: the file that it names, over the defaults."""
     path = ""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         if word == "--config":
             path = following
         elif word.startswith("--config="):

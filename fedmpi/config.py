@@ -22,20 +22,6 @@ from fedmpi.errors import UsageError
 Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 Normalise = Literal["auto", "none", "unit", "standard"]
 Mode = Literal["shards", "scatter", "cyclic"]
-SOURCES = (
-    "mnist5k",
-    "digits",
-    "breast_cancer",
-    "diabetes",
-    "boston",
-    "mnist",
-    "fashion_mnist",
-    "kmnist",
-    "emnist",
-    "cifar10",
-    "cifar100",
-)
-
 
 def nearest(word: str, words: object) -> str:
     """`" (did you mean 'x'?)"` for the word of `words` nearest to `word`, or an empty string."""
@@ -70,7 +56,7 @@ class Recipe:
     """Folder with the raw files of a torchvision dataset."""
     download: bool = False
     """Download a torchvision dataset into --root first."""
-    clients: int = 70
+    clients: int = 28
     """Number of simulated clients, over all workers."""
     partition: Partition = "iid"
     """How rows are given to clients."""
@@ -146,11 +132,11 @@ class FederatedConfig:
     """Rounds of training."""
     fraction: float = 0.5
     """C: the share of clients that train in a round."""
-    epochs: int = 2
+    epochs: int = 5
     """E: local epochs of a client in a round."""
     batch_size: int | Literal["full"] = 10
     """B: rows of a local step; full: all rows of the client."""
-    lr: float = 0.1
+    lr: float = 0.2
     """Learning rate of local SGD."""
     lr_decay: float = 1.0
     """Factor on the learning rate after every round."""
@@ -271,7 +257,7 @@ def _refuse_unknown_keys(table: dict[str, Any], cls: type, where: str, prefix: s
         if key not in names:
             known = _known_keys(Config)
             close = [known[key]] if key in known else []
-            close = close or difflib.get_close_matches(key, names, n=1)
+            close = close or [prefix + k for k in difflib.get_close_matches(key, names, n=1)]
             close = close or [known[k] for k in difflib.get_close_matches(key, known, n=1)]
             hint = f": did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
             raise UsageError(f"{where}: unknown key {prefix}{key}{hint}")

@@ -5,11 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedmpi.errors import DataError
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What h5py, gzip, zipfile and numpy were seen to raise on truncated files and flipped bits."""
 
 
 def reason(error: BaseException) -> str:
@@ -17,6 +31,15 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Turns what libraries raise on a damaged file into a `DataError` that names it."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(f"cannot read {where}: {reason(error)}") from error
 
 
 @contextmanager
@@ -61,8 +84,5 @@ def _sync(path: Path) -> None:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file as 64 hex digits. Raises `DataError` if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from error
+    with reading(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

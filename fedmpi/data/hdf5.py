@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 
 import fedmpi
-from fedmpi.data.files import atomic, reason, sha256
+from fedmpi.data.files import atomic, reading, reason, sha256
 from fedmpi.errors import DataError
 
 __all__ = ["create", "open_checked", "open_file", "plain_dataset", "sha256"]
@@ -105,21 +105,20 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
     """
     file = open_file(path)
     try:
-        found = file.attrs.get("format")
-        newest = file.attrs.get("version")
-        if found != kind:
-            raise DataError(f"{path}: expected the format {kind!r}, found {found!r}")
-        if newest is None or not 1 <= int(newest) <= version:
-            raise DataError(
-                f"{path}: expected {kind} version {version} or older, found version {newest}; "
-                f"read it with the FedMPI that wrote it ({file.attrs.get('created_by')})"
+        with reading(path):
+            found, newest, author = (
+                file.attrs.get(name) for name in ("format", "version", "created_by")
             )
+            if found != kind:
+                raise DataError(f"{path}: expected the format {kind!r}, found {found!r}")
+            if newest is None or not 1 <= int(newest) <= version:
+                raise DataError(
+                    f"{path}: expected {kind} version {version} or older, found version "
+                    f"{newest}; read it with the FedMPI that wrote it ({author})"
+                )
     except DataError:
         file.close()
         raise
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        file.close()
-        raise DataError(f"{path} is a damaged HDF5 file: {reason(error)}") from error
     return file
 
 

@@ -11,7 +11,8 @@ from typing import IO, cast
 
 import numpy as np
 
-from fedmpi.data.rows import Array, StreamedRows, reading
+from fedmpi.data.files import reading
+from fedmpi.data.rows import Array, StreamedRows
 from fedmpi.errors import DataError
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -14,7 +12,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.data.files import reason
+from fedmpi.data.files import reading
 from fedmpi.data.hdf5 import open_file
 from fedmpi.errors import DataError
 
@@ -34,15 +32,6 @@ class Rows(Protocol):
 
     def blocks(self, rows: int) -> Iterator[Array]:
         """All rows in order, at most `rows` at a time. Raises `DataError` if damaged."""
-
-
-@contextmanager
-def reading(where: str | Path) -> Iterator[None]:
-    """Turns what libraries raise on damaged files into a `DataError` that names the file."""
-    try:
-        yield
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read {where}: {reason(error)}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +81,11 @@ class StreamedRows:
                         f"found {start + len(data) // row_bytes}"
                     )
                 yield np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
-            stream.read(1)  # at the end zip and gzip compare their checksum
+            # Only at the end do zip and gzip compare their checksum.
+            if stream.read(1):
+                raise DataError(
+                    f"{self.where} is damaged: expected {self.shape[0]} rows, found more data"
+                )
 
 
 @dataclass(frozen=True)

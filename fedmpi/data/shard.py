@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.data.files import reason
+from fedmpi.data.files import reading
 from fedmpi.data.hdf5 import open_checked, plain_dataset, sha256
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
@@ -121,10 +121,8 @@ class Shard:
     def _read(self, client: int) -> Batch:
         first, last = self._range(client)
         where = f"{self.name}: client {client}"
-        try:
+        with reading(where):
             x, y = self._x[first:last], self._y[first:last]
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{where} cannot be read: {reason(error)}") from error
         _require_finite(x, y, where)
         return _tensors(x, y, self._normalisation)
 
@@ -174,21 +172,17 @@ def open_shard(
     path = Path(folder) / info.file
     file = _open_member(path, SHARD_FORMAT, index, info.sha256, verify)
     try:
-        for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
-            found = file.attrs.get(what)
-            if found != expected:
-                raise DataError(f"{path}: expected {what} = {expected}, found {found}")
-        x, y = _row_datasets(file, index, info.rows)
-        client_id, client_offset = _read_clients(file, info.clients, info.rows)
-        return Shard(
-            str(path), x, y, client_id, client_offset, index.normalisation, cache_mib, file
-        )
+        with reading(path):
+            for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
+                found = file.attrs.get(what)
+                if found != expected:
+                    raise DataError(f"{path}: expected {what} = {expected}, found {found}")
+            x, y = _row_datasets(file, index, info.rows)
+            client_id, client_offset = _read_clients(file, info.clients, info.rows)
     except DataError:
         file.close()
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        file.close()
-        raise DataError(f"{path} is damaged: {reason(error)}") from error
+    return Shard(str(path), x, y, client_id, client_offset, index.normalisation, cache_mib, file)
 
 
 def load_test(folder: str | Path, index: Index, verify: bool = True) -> Batch:
@@ -201,19 +195,15 @@ def load_test(folder: str | Path, index: Index, verify: bool = True) -> Batch:
         DataError: as `open_shard`.
     """
     path = Path(folder) / index.test.file
-    with _open_member(path, TEST_FORMAT, index, index.test.sha256, verify) as file:
-        try:
-            datasets = _row_datasets(file, index, index.test.rows)
-            x, y = datasets[0][()], datasets[1][()]
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {reason(error)}") from error
+    with _open_member(path, TEST_FORMAT, index, index.test.sha256, verify) as file, reading(path):
+        x, y = (dataset[()] for dataset in _row_datasets(file, index, index.test.rows))
     _require_finite(x, y, str(path))
     return _tensors(x, y, index.normalisation)
 
 
 def _open_member(path: Path, kind: str, index: Index, expected: str, verify: bool) -> h5py.File:
     """Opens a file of a dataset; one that belongs to another is told before a wrong hash."""
-    with open_checked(path, kind) as file:
+    with open_checked(path, kind) as file, reading(path):
         found = file.attrs.get("dataset")
     if found != index.dataset:
         raise DataError(

@@ -19,7 +19,7 @@ Task = Literal["classification", "regression"]
 Split = Literal["train", "test"]
 
 BLOCK_ROWS = 65_536
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """A block has at most so many rows, and as many fewer as the bytes demand."""
 
 

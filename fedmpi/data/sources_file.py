@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 
 from fedmpi.config import Recipe
+from fedmpi.data.files import reading
 from fedmpi.data.hdf5 import open_file
-from fedmpi.data.rows import Array, Hdf5Rows, Rows, StreamedRows, reading
+from fedmpi.data.rows import Array, Hdf5Rows, Rows, StreamedRows
 from fedmpi.data.source import Source, make_source
 from fedmpi.errors import DataError
 

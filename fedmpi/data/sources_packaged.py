@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedmpi.config import Recipe
-from fedmpi.data.rows import Array, ArrayRows, reading
+from fedmpi.data.files import reading
+from fedmpi.data.rows import Array, ArrayRows
 from fedmpi.data.source import Source, make_source
 from fedmpi.errors import UsageError
 
