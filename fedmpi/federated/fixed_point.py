@@ -7,59 +7,67 @@ sum has the same bits on one process or on 64 ranks, over a star or a tree.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 RESOLUTION = 32
 """Fractional bits."""
 LIMIT = 2.0**30
 """Largest |delta|: below it no sum of a round can leave int64."""
+CHUNK = 2**17
+"""Elements that are worked on at once: scratch memory that stays in the cache."""
 
 
-def add_update(
-    total: torch.Tensor,
-    local: list[torch.Tensor],
-    start: list[torch.Tensor],
-    weight: float,
-) -> str | None:
-    """Adds weight * (local - start) into the sum, unless a value of it is not usable.
+class ExactSum:
+    """The sum of a worker's weighted updates.
 
     Args:
-        total: int64 [n], n elements over all vectors; changed in place.
-        local: a client's state after training, vectors of any real dtype.
-        start: the state that it started from, same layout.
-        weight: the client's share of the round's rows, 0 to 1.
+        numel: elements of an update, over all vectors of the state.
+        device: where the states are.
 
-    Returns:
-        None, or why the update was left out: total is then unchanged.
+    Attributes:
+        total: int64 [numel].
     """
-    deltas = _deltas(local, start)
-    refusal = _refusal(deltas)
-    if refusal is not None:
-        return refusal
-    offset = 0
-    for delta in deltas:
-        scaled = delta.to(torch.float64).mul_(weight * 2.0**RESOLUTION).round_()
-        total[offset : offset + delta.numel()].add_(scaled.to(torch.int64))
-        offset += delta.numel()
-    return None
+
+    def __init__(self, numel: int, device: torch.device | str = "cpu") -> None:
+        self.total = torch.zeros(numel, dtype=torch.int64, device=device)
+        # Fresh memory for each update would cost more than the arithmetic.
+        self._real = torch.empty(min(numel, CHUNK), dtype=torch.float64, device=device)
+        self._whole = torch.empty_like(self._real, dtype=torch.int64)
+
+    def add(
+        self, local: Sequence[torch.Tensor], start: Sequence[torch.Tensor], weight: float
+    ) -> str | None:
+        """Adds weight * (local - start), unless a value of it is not usable.
+
+        Args:
+            local: a client's state after training, vectors of any real dtype.
+            start: the state that it started from, same layout.
+            weight: the client's share of the round's rows, 0 to 1.
+
+        Returns:
+            None, or why the update was left out: the sum is then unchanged.
+        """
+        refusal = unusable(local, start)
+        if refusal is not None:
+            return refusal
+        offset = 0
+        for delta in _deltas(local, start):
+            n = delta.numel()
+            real, whole = self._real[:n], self._whole[:n]
+            whole.copy_(real.copy_(delta).mul_(weight * 2.0**RESOLUTION).round_())
+            self.total[offset : offset + n].add_(whole)
+            offset += n
+        return None
 
 
-def unusable(local: list[torch.Tensor], start: list[torch.Tensor]) -> str | None:
-    """Why `add_update` would leave an update out; None if it would not."""
-    return _refusal(_deltas(local, start))
-
-
-def _deltas(local: list[torch.Tensor], start: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [
-        torch.sub(a, b) if a.is_floating_point() else a.to(torch.float64) - b.to(torch.float64)
-        for a, b in zip(local, start, strict=True)
-    ]
-
-
-def _refusal(deltas: list[torch.Tensor]) -> str | None:
-    for delta in deltas:
-        # The largest magnitude is NaN if any value is: one pass finds all that is unusable.
-        largest = float(torch.linalg.vector_norm(delta, ord=float("inf"))) if delta.numel() else 0.0
+def unusable(local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]) -> str | None:
+    """Why the update local - start cannot be summed: NaN, infinite, or beyond LIMIT; else None."""
+    for delta in _deltas(local, start):
+        # Both ends are NaN if any value is: one pass finds all that is unusable.
+        low, high = (float(end) for end in torch.aminmax(delta))
+        largest = max(-low, high)
         if largest != largest:
             return "its update contains NaN"
         if largest == float("inf"):
@@ -69,20 +77,20 @@ def _refusal(deltas: list[torch.Tensor]) -> str | None:
     return None
 
 
-def apply_sum(state: list[torch.Tensor], total: torch.Tensor, included: float) -> None:
+def apply_sum(state: Sequence[torch.Tensor], total: torch.Tensor, included: float) -> None:
     """The new global state: state + total / included, in place.
 
     Args:
         state: the owner's vectors. Integers (step counters) are rounded to the nearest,
             booleans become what the weighted majority says.
-        total: int64 [n], the exact sum of the weighted updates.
+        total: int64 [numel], the exact sum of the weighted updates.
         included: the share of the round's weight that is in the sum; 1 unless a client
             was left out.
     """
     offset = 0
     for vector in state:
         part = total[offset : offset + vector.numel()].to(torch.float64)
-        moved = vector.to(torch.float64).add_(part.mul_(2.0**-RESOLUTION / included))
+        moved = part.mul_(2.0**-RESOLUTION / included).add_(vector)
         if vector.dtype == torch.bool:
             vector.copy_(moved >= 0.5)
         elif vector.is_floating_point():
@@ -90,3 +98,13 @@ def apply_sum(state: list[torch.Tensor], total: torch.Tensor, included: float) -
         else:
             vector.copy_(moved.round_())
         offset += vector.numel()
+
+
+def _deltas(
+    local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """The update in pieces of at most CHUNK elements, in the order of the sum."""
+    for mine, its_start in zip(local, start, strict=True):
+        for a, b in zip(mine.split(CHUNK), its_start.split(CHUNK), strict=True):
+            if a.numel():
+                yield a - b if a.is_floating_point() else a.double() - b.double()

@@ -13,7 +13,7 @@ from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Shard
 from fedmpi.federated.evaluate import evaluate
-from fedmpi.federated.fixed_point import add_update, unusable
+from fedmpi.federated.fixed_point import ExactSum, unusable
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_sgd import local_sgd
 from fedmpi.federated.seeds import derive
@@ -124,15 +124,15 @@ class Trainer:
         Returns:
             The exact sum, int64 on the host, and the tally.
         """
-        total = torch.zeros(self.state.numel, dtype=torch.int64, device=self.device)
+        exact = ExactSum(self.state.numel, self.device)
         tally = Tally()
         weight_of = dict(zip(clients, weights, strict=True))
 
         def add(client: int) -> str | None:
-            return add_update(total, self.state.vectors, self.start, weight_of[client])
+            return exact.add(self.state.vectors, self.start, weight_of[client])
 
         self._train_all(clients, round_number, lr, add, tally)
-        return total.cpu(), tally
+        return exact.total.cpu(), tally
 
     def pass_through(self, clients: Sequence[int], round_number: int, lr: float) -> Tally:
         """Trains clients in turn, each from where the one before it stopped.
