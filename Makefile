@@ -91,8 +91,8 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
-bench: $(VENV)/.run ## the benchmarks: N=8 ranks, ARGS for the program
-	mpirun -n $(N) python -m fedmpi bench $(ARGS)
+bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FOLDER"
+	python jobs/bench_rounds.py $(ARGS)
 
 # ---- checking ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
 from fedmpi.errors import FedMPIError, RemoteError
 
@@ -49,6 +50,8 @@ def _launched(launch: Launch) -> int:
     if launch.rank:
         # Ctrl-C reaches every rank of a terminal; rank 0 alone decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        LAST_WORDS.listen()
 
     def take_part() -> int:
         from fedmpi.comm.endpoint import Endpoint
@@ -73,6 +76,7 @@ def _lead(endpoint: Endpoint, launch: Launch) -> int:
         return 0
 
     status = _status_of(lead, 0)
+    LAST_WORDS.farewell()
     crew.stop(status)
     return status
 

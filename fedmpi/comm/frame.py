@@ -9,6 +9,7 @@ and into their own memory.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -20,6 +21,12 @@ INLINE_BYTES = 4096
 """A tensor of at most this many bytes travels inside the header: one message, not two."""
 HEADER_LIMIT = 256 * 2**20
 """Longest header that is accepted."""
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+"""Bytes of memory of this node: a frame of more is refused before any of it is allocated."""
+LARGEST_RANK = 64
+"""Most dimensions of a tensor: as many as NumPy and PyTorch's element-wise operators take."""
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises on bytes that are not what they should be."""
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -60,10 +67,13 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
 
     def nbytes(self) -> int:
         """Length in bytes; refuses a dtype or a shape that no tensor has."""
-        dtype = DTYPES.get(self.dtype)
-        if dtype is None or any(n < 0 for n in self.shape):
-            raise ProtocolError(f"a frame announces a tensor {self.dtype} {self.shape}")
-        return math.prod(self.shape) * dtype.itemsize
+        dtype, shape = DTYPES.get(self.dtype), self.shape
+        if dtype is None or len(shape) > LARGEST_RANK or any(n < 0 for n in shape):
+            raise ProtocolError(f"a frame announces a tensor {self.dtype:.20} {shape[:LARGEST_RANK]}")
+        # The strides of an empty tensor have to fit into int64 too.
+        if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:
+            raise ProtocolError(f"a frame announces a tensor {self.dtype} {shape}: beyond any memory")
+        return math.prod(shape) * dtype.itemsize
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
@@ -93,14 +103,17 @@ def encode(message: msgspec.Struct, tensors: Sequence[torch.Tensor]) -> tuple[by
             is copied, all others are sent out of their own memory.
 
     Raises:
-        FedMPIError: a dtype that cannot travel (quantized, say).
+        FedMPIError: a tensor that cannot travel (quantized, sparse, of 65 dimensions).
     """
     headers, inline, buffers = [], [], []
     for tensor in tensors:
         name = _NAMES.get(tensor.dtype)
-        if name is None or tensor.layout != torch.strided:
-            raise FedMPIError(f"a tensor of {tensor.dtype}, {tensor.layout} cannot be sent")
-        raw = as_bytes(tensor.contiguous())
+        if name is None or tensor.layout != torch.strided or tensor.dim() > LARGEST_RANK:
+            raise FedMPIError(
+                f"a tensor of {tensor.dtype}, {tensor.layout}, {tensor.dim()} dimensions cannot be sent"
+            )
+        # A conjugate or negative view says of its memory that it means something else.
+        raw = as_bytes(tensor.detach().resolve_conj().resolve_neg().contiguous())
         small = raw.numel() <= INLINE_BYTES
         headers.append(TensorHeader(name, list(tensor.shape), small))
         if small:
@@ -111,17 +124,25 @@ def encode(message: msgspec.Struct, tensors: Sequence[torch.Tensor]) -> tuple[by
     return _encoder.encode(note), buffers
 
 
-def decode(note: bytes) -> Header:
+def decode(note: bytes, limit: int = MEMORY) -> Header:
     """The header of a frame that has arrived, with all lengths checked.
 
+    Args:
+        note: what arrived.
+        limit: most bytes that the frame's tensors may have together.
+
     Raises:
-        ProtocolError: it is not a header, or its inline bytes do not add up.
+        ProtocolError: it is not a header, its inline bytes do not add up, or its tensors
+            are beyond the limit.
     """
     try:
         header = _decoder.decode(note)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ProtocolError(f"a frame of {len(note)} bytes has no readable header: {error}") from None
-    inline = sum(t.nbytes() for t in header.tensors if t.inline)
+    sizes = [t.nbytes() for t in header.tensors]
+    inline = sum(n for n, t in zip(sizes, header.tensors, strict=True) if t.inline)
     if inline != len(header.inline):
         raise ProtocolError(f"a frame announces {inline} inline bytes but carries {len(header.inline)}")
+    if sum(sizes) > limit:
+        raise ProtocolError(f"a frame announces {sum(sizes)} bytes of tensors: at most {limit} fit here")
     return header

@@ -8,6 +8,7 @@ sum has the same bits on one process or on 64 ranks, over a star or a tree.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 
@@ -15,7 +16,7 @@ RESOLUTION = 32
 """Fractional bits."""
 LIMIT = 2.0**30
 """Largest |delta|: below it no sum of a round can leave int64."""
-CHUNK = 2**17
+CHUNK = 2**16
 """Elements that are worked on at once: scratch memory that stays in the cache."""
 
 
@@ -49,32 +50,43 @@ class ExactSum:
         Returns:
             None, or why the update was left out: the sum is then unchanged.
         """
-        refusal = unusable(local, start)
-        if refusal is not None:
-            return refusal
-        offset = 0
-        for delta in _deltas(local, start):
-            n = delta.numel()
-            real, whole = self._real[:n], self._whole[:n]
-            whole.copy_(real.copy_(delta).mul_(weight * 2.0**RESOLUTION).round_())
-            self.total[offset : offset + n].add_(whole)
-            offset += n
+        scale = weight * 2.0**RESOLUTION
+        added = 0
+        for delta, places in _deltas(local, start):
+            refusal = _refusal(delta)
+            if refusal is not None:
+                # Rare: what the pieces before this one added is taken back, to the bit.
+                for earlier, its_places in islice(_deltas(local, start), added):
+                    self.total[its_places] -= self._fixed(earlier, scale)
+                return refusal
+            self.total[places] += self._fixed(delta, scale)
+            added += 1
         return None
+
+    def _fixed(self, delta: torch.Tensor, scale: float) -> torch.Tensor:
+        """A piece in fixed point; valid until the next call."""
+        n = delta.numel()
+        real = self._real[:n].copy_(delta).mul_(scale).round_()
+        return self._whole[:n].copy_(real)
 
 
 def unusable(local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]) -> str | None:
     """Why the update local - start cannot be summed: NaN, infinite, or beyond LIMIT; else None."""
-    for delta in _deltas(local, start):
-        # Both ends are NaN if any value is: one pass finds all that is unusable.
-        low, high = (float(end) for end in torch.aminmax(delta))
-        largest = max(-low, high)
-        if largest != largest:
-            return "its update contains NaN"
-        if largest == float("inf"):
-            return "its update is infinite"
-        if largest >= LIMIT:
-            return f"its update reaches {largest:.3g}, beyond {LIMIT:.3g}"
-    return None
+    refusals = (_refusal(delta) for delta, _ in _deltas(local, start))
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _refusal(delta: torch.Tensor) -> str | None:
+    # Both ends are NaN if any value is: one pass finds all that is unusable.
+    low, high = (float(end) for end in torch.aminmax(delta))
+    largest = max(-low, high)
+    if largest < LIMIT:
+        return None
+    if largest != largest:
+        return "its update contains NaN"
+    if largest == float("inf"):
+        return "its update is infinite"
+    return f"its update reaches {largest:.3g}, beyond {LIMIT:.3g}"
 
 
 def apply_sum(state: Sequence[torch.Tensor], total: torch.Tensor, included: float) -> None:
@@ -102,9 +114,12 @@ def apply_sum(state: Sequence[torch.Tensor], total: torch.Tensor, included: floa
 
 def _deltas(
     local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    """The update in pieces of at most CHUNK elements, in the order of the sum."""
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """The update in pieces of at most CHUNK elements, each with its place in the sum."""
+    offset = 0
     for mine, its_start in zip(local, start, strict=True):
         for a, b in zip(mine.split(CHUNK), its_start.split(CHUNK), strict=True):
             if a.numel():
-                yield a - b if a.is_floating_point() else a.double() - b.double()
+                delta = a - b if a.is_floating_point() else a.double() - b.double()
+                yield delta, slice(offset, offset + a.numel())
+                offset += a.numel()

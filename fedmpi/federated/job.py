@@ -111,6 +111,8 @@ class Job:
                     seconds=now - ended,
                     phases=phases,
                     train_max=outcome.train_max,
+                    idle_seconds=outcome.idle_seconds,
+                    idle_cpu=outcome.idle_cpu,
                     bytes_sent=sent[0] - sent_before[0],
                     messages_sent=sent[1] - sent_before[1],
                     excluded=outcome.excluded,

@@ -32,6 +32,8 @@ class RoundMetrics:
         phases: wall seconds by phase (see PHASES); they add up to `seconds`. `train` is
             the mean over the round's workers, so `wait` holds the imbalance between them.
         train_max: wall seconds that the slowest worker trained.
+        idle_seconds, idle_cpu: wall and CPU seconds of the owner while its workers trained;
+            idle_cpu / idle_seconds is the share of a core that its waiting costs.
         bytes_sent, messages_sent: by all ranks together in this round.
         excluded: clients left out, with the reason.
     """
@@ -49,6 +51,8 @@ class RoundMetrics:
     train_max: float
     bytes_sent: int
     messages_sent: int
+    idle_seconds: float = 0.0
+    idle_cpu: float = 0.0
     excluded: list[Excluded] = field(default_factory=list)
 
 

@@ -50,6 +50,7 @@ class Outcome:
         train_loss: mean over their rows.
         phases: seconds of broadcast, train, aggregate and wait.
         train_max: seconds that the slowest worker trained.
+        idle_seconds, idle_cpu: wall and CPU seconds of the owner while workers trained.
         excluded: clients left out.
     """
 
@@ -58,6 +59,8 @@ class Outcome:
     train_loss: float
     phases: dict[str, float]
     train_max: float
+    idle_seconds: float
+    idle_cpu: float
     excluded: list[Excluded]
 
 
@@ -158,12 +161,12 @@ class Averaging(Rounds):
             self.crew.tell(rank, Train(number, clients, weights, lr))
             self.crew.tell(rank, ReduceSum(SUM, route, self.state.numel))
             self.crew.tell(rank, Report())
-        told = clock()
+        told, cpu = clock(), time.process_time()
         total = torch.zeros(self.state.numel, dtype=torch.int64)
         transport = self.crew.endpoint.transport
         reduce_sum(transport, route.group, total, route.topology, route.chunk_bytes)
         reports = self._hear(ranks)
-        heard = clock()
+        heard, cpu = clock(), time.process_time() - cpu
         included, excluded = self._included(number, cohort, ranks, reports)
         apply_sum(self.state.vectors, total.to(self.state.vectors[0].device), included / examples)
         tallies = [r.tally for r in reports]
@@ -181,6 +184,8 @@ class Averaging(Rounds):
                 "wait": max(busy) - train - add,
             },
             train_max=max(t.train_seconds for t in tallies),
+            idle_seconds=heard - told,
+            idle_cpu=cpu,
             excluded=excluded,
         )
 
@@ -207,9 +212,10 @@ class Cyclic(Rounds):
         self._stage()
         transport = self.crew.endpoint.transport
         broadcast(transport, [OWNER, stops[1]], self.wire, "star", self.chunk_bytes)
-        told = clock()
+        told, cpu = clock(), time.process_time()
         broadcast(transport, [stops[-2], OWNER], self.wire, "star", self.chunk_bytes)
         reports = self._hear(ranks)
+        heard, cpu = clock(), time.process_time() - cpu
         included, excluded = self._included(number, cohort, ranks, reports)
         self.state.load(self.wire)
         tallies = [r.tally for r in reports]
@@ -226,6 +232,8 @@ class Cyclic(Rounds):
                 "wait": max(clock() - told - train - passed, 0.0),
             },
             train_max=train,
+            idle_seconds=heard - told,
+            idle_cpu=cpu,
             excluded=excluded,
         )
 

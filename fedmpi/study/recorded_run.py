@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.config import Config
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
@@ -36,6 +37,10 @@ def run(config: Config, crew: Crew, console: Console) -> RunFolder:
         def after_round(metrics: RoundMetrics) -> None:
             rounds.append(metrics)
             lines.write(metrics)
+            LAST_WORDS.leave(
+                "fedmpi: rank 0 was ended from outside, or because another rank was lost: rounds "
+                f"up to {metrics.round} of {config.federated.rounds} are in {folder.metrics}"
+            )
             shown.round(metrics)
 
         if config.federated.evaluate_clients:

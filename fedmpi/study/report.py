@@ -37,6 +37,13 @@ def report(folder: str | Path, console: Console) -> Path:
     console.print(_rounds_table(metrics))
     console.print(_phases_table(metrics))
     console.print(summary_line(metrics, rounds=len(metrics)), highlight=False)
+    idle = sum(m.idle_seconds for m in metrics)
+    if idle:
+        share = sum(m.idle_cpu for m in metrics) / idle
+        console.print(
+            f"the owner took {100 * share:.1f} % of a core while its workers trained",
+            highlight=False,
+        )
     left_out = sum(len(m.excluded) for m in metrics)
     if left_out:
         console.print(f"client updates left out: {left_out} (named in {run.metrics.name})")

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 import msgspec
 import torch
 
-from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.errors import UsageError
 
 if TYPE_CHECKING:
     from fedmpi.workers.worker import Worker
@@ -96,10 +97,10 @@ def decode_command(message: msgspec.Raw) -> Command:
     """A command of the table, with every field of its declared type.
 
     Raises:
-        ProtocolError: a name that is not in the table, or a field of a wrong type.
+        ProtocolError: a name that is not in the table, or a field of a wrong type or value.
     """
     try:
         command: Command = _decoder().decode(message)
-    except msgspec.MsgspecError as error:
+    except (*UNREADABLE, UsageError) as error:
         raise ProtocolError(f"a frame without a known command: {error}") from None
     return command

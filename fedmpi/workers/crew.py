@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
-from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.errors import RemoteError
 from fedmpi.workers.command import Command, Failure, Reply, Stop
 
@@ -54,7 +54,7 @@ class Crew:
             frame = self.endpoint.receive(Channel.REPLY, rank)
             try:
                 reply = msgspec.msgpack.decode(frame.message, type=kind | Failure)  # type: ignore[arg-type]
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 raise ProtocolError(f"rank {rank} did not answer with {kind.__name__}: {error}") from None
             if isinstance(reply, Failure):
                 failure = failure or _remote_error(rank, reply)
