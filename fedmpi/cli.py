@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -176,14 +176,13 @@ def _help() -> str:
 
 def _parse(cls: type[T], name: str, arguments: Sequence[str], default: T | None = None) -> T:
     """Options of a subcommand; a wrong one is refused with the nearest right ones."""
-    known = {} if default is None else {"default": default}
     return tyro.cli(
         cls,
         prog=f"python -m fedmpi {name}",
         args=list(arguments),
+        default=tyro.MISSING_NONPROP if default is None else default,
         # The tree is for reading; on the command line --rounds is enough.
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        **known,  # type: ignore[arg-type]
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
@@ -211,7 +210,8 @@ def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> I
             )
         from fedmpi.workers.in_process import in_process_crew
 
-        with in_process_crew(IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers) as threads:
+        count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
+        with in_process_crew(count) as threads:
             yield threads
         return
     ranks = len(crew.ranks) + 1

@@ -23,6 +23,7 @@ Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 Normalise = Literal["auto", "none", "unit", "standard"]
 Mode = Literal["shards", "scatter", "cyclic"]
 
+
 def nearest(word: str, words: object) -> str:
     """`" (did you mean 'x'?)"` for the word of `words` nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.5)  # type: ignore[attr-defined]
@@ -75,9 +76,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(bool(self.source), "source", self.source, "a dataset's name or a file's path")
-        require(
-            1 <= self.clients <= 10_000_000, "clients", self.clients, "1 to 10,000,000 clients"
-        )
+        require(1 <= self.clients <= 10_000_000, "clients", self.clients, "1 to 10,000,000 clients")
         require_choice("partition", self.partition, Partition)
         require_choice("normalise", self.normalise, Normalise)
         require(
@@ -153,22 +152,24 @@ class FederatedConfig:
         require_choice("mode", self.mode, Mode)
         require_choice("on_bad_update", self.on_bad_update, Literal["exclude", "stop"])
         require(1 <= self.rounds <= 10_000_000, "rounds", self.rounds, "1 to 10,000,000 rounds")
-        require(0 < self.fraction <= 1, "fraction", self.fraction, "a share of the clients, above 0 and at most 1")
+        require(
+            0 < self.fraction <= 1,
+            "fraction",
+            self.fraction,
+            "a share of the clients, above 0 and at most 1",
+        )
         require(1 <= self.epochs <= 100_000, "epochs", self.epochs, "1 to 100,000 local epochs")
         require(
-            self.batch_size == "full" or (isinstance(self.batch_size, int) and self.batch_size >= 1),
+            self.batch_size == "full"
+            or (isinstance(self.batch_size, int) and self.batch_size >= 1),
             "batch_size",
             self.batch_size,
             'at least 1 row, or "full"',
         )
-        require(
-            math.isfinite(self.lr) and 0 < self.lr <= 1e6, "lr", self.lr, "a number above 0"
-        )
+        require(math.isfinite(self.lr) and 0 < self.lr <= 1e6, "lr", self.lr, "a number above 0")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "a factor above 0 and at most 1")
         require(1 <= self.eval_every, "eval_every", self.eval_every, "at least 1 round")
-        require(
-            0 <= self.target_accuracy <= 1, "target_accuracy", self.target_accuracy, "0 to 1"
-        )
+        require(0 <= self.target_accuracy <= 1, "target_accuracy", self.target_accuracy, "0 to 1")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class CommConfig:
     """How ranks are started and talk."""
 
     transport: Literal["auto", "mpi", "threads"] = "auto"
-    """auto: MPI when a launcher (mpirun, srun) started this process, else threads in one process."""
+    """auto: MPI when a launcher (mpirun, srun) started this process, else threads."""
     workers: int | Literal["auto"] = "auto"
     """Number of workers; auto: all ranks but the owner under MPI, 7 in one process."""
     topology: Literal["tree", "star"] = "tree"
@@ -188,7 +189,8 @@ class CommConfig:
         require_choice("transport", self.transport, Literal["auto", "mpi", "threads"])
         require_choice("topology", self.topology, Literal["tree", "star"])
         require(
-            self.workers == "auto" or (isinstance(self.workers, int) and 1 <= self.workers <= 65_536),
+            self.workers == "auto"
+            or (isinstance(self.workers, int) and 1 <= self.workers <= 65_536),
             "workers",
             self.workers,
             "1 to 65,536 workers",
@@ -244,7 +246,7 @@ def _known_keys(cls: type, prefix: str = "") -> dict[str, str]:
     hints = get_type_hints(cls)
     for f in fields(cls):
         if is_dataclass(hints[f.name]):
-            keys |= _known_keys(hints[f.name], f"{prefix}{f.name}.")  # type: ignore[arg-type]
+            keys |= _known_keys(hints[f.name], f"{prefix}{f.name}.")
         keys[f.name] = prefix + f.name
     return keys
 
@@ -262,7 +264,7 @@ def _refuse_unknown_keys(table: dict[str, Any], cls: type, where: str, prefix: s
             hint = f": did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
             raise UsageError(f"{where}: unknown key {prefix}{key}{hint}")
         if is_dataclass(hints[key]) and isinstance(value, dict):
-            _refuse_unknown_keys(value, hints[key], where, f"{prefix}{key}.")  # type: ignore[arg-type]
+            _refuse_unknown_keys(value, hints[key], where, f"{prefix}{key}.")
 
 
 def from_mapping(table: dict[str, Any], where: str) -> Config:

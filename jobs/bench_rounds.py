@@ -120,7 +120,8 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> None:
             f"-n {ranks}: {statistics.median(bare):.3f} s a round, "
             f"{rate[ranks]:.1f} client-epochs/s; not training {100 * overhead:.1f} % "
             f"(broadcast {share('broadcast'):.1f}, aggregate {share('aggregate'):.1f}, "
-            f"wait {share('wait'):.1f}; {100 * slowest:.1f} % beside the slowest worker's training); "
+            f"wait {share('wait'):.1f}; "
+            f"{100 * slowest:.1f} % beside the slowest worker's training); "
             f"owner waiting: {100 * idle:.1f} % of a core"
         )
     few, many = chosen.ranks

@@ -39,9 +39,7 @@ ROWS = {
     "2nn-pathological": Row(
         ["--model", "2nn", "--epochs", "1"], "pathological", 0.97, 664, 750, (0.03, 0.05, 0.1)
     ),
-    "cnn-iid": Row(
-        ["--model", "cnn", "--epochs", "5"], "iid", 0.99, 18, 25, (0.05, 0.1, 0.15)
-    ),
+    "cnn-iid": Row(["--model", "cnn", "--epochs", "5"], "iid", 0.99, 18, 25, (0.05, 0.1, 0.15)),
 }
 
 
@@ -49,7 +47,9 @@ def launch(ranks: int, *arguments: str) -> None:
     """Runs a FedMPI command under the mpirun that lies beside this Python, or on the PATH."""
     beside = Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else "mpirun"
-    subprocess.run([mpirun, "-n", str(ranks), sys.executable, "-m", "fedmpi", *arguments], check=True)
+    subprocess.run(
+        [mpirun, "-n", str(ranks), sys.executable, "-m", "fedmpi", *arguments], check=True
+    )
 
 
 def shards(root: str, partition: str, ranks: int) -> str:
@@ -66,13 +66,17 @@ def shards(root: str, partition: str, ranks: int) -> str:
 def rounds_to_target(folder: Path, target: float) -> tuple[int | None, float, float]:
     """The first round that reached the target, the best accuracy, and the seconds of all rounds."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    reached = [m["round"] for m in lines if m["test_metric"] is not None and m["test_metric"] >= target]
+    reached = [
+        m["round"] for m in lines if m["test_metric"] is not None and m["test_metric"] >= target
+    ]
     best = max(m["test_metric"] for m in lines if m["test_metric"] is not None)
     return (reached[0] if reached else None), best, sum(m["seconds"] for m in lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}; none: all")
     parser.add_argument("--root", required=True, help="folder with the IDX files of MNIST")
     parser.add_argument("--ranks", type=int, default=3)
@@ -80,7 +84,10 @@ def main() -> None:
     for name in chosen.rows:
         if name not in ROWS:
             parser.error(f"unknown row {name!r}: one of {', '.join(ROWS)}")
-    table = ["| row | lr | rounds to target | paper | best accuracy | seconds |", "|---|---|---|---|---|---|"]
+    table = [
+        "| row | lr | rounds to target | paper | best accuracy | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in chosen.rows or ROWS:
         row = ROWS[name]
         path = shards(chosen.root, row.partition, chosen.ranks)

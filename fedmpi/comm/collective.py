@@ -40,7 +40,9 @@ def place(rank: int, group: Sequence[int], topology: Topology) -> Place:
         return Place(None if i == 0 else group[0], tuple(group[1:]) if i == 0 else ())
     lowest = i & -i if i else 1 << n.bit_length()
     steps = [1 << k for k in range(n.bit_length()) if 1 << k < lowest and i + (1 << k) < n]
-    return Place(None if i == 0 else group[i & (i - 1)], tuple(group[i + s] for s in reversed(steps)))
+    return Place(
+        None if i == 0 else group[i & (i - 1)], tuple(group[i + s] for s in reversed(steps))
+    )
 
 
 def _chunks(tensors: Sequence[torch.Tensor], chunk_bytes: int) -> Iterator[torch.Tensor]:
@@ -74,7 +76,9 @@ def broadcast(
     for index, piece in enumerate(pieces):
         if arriving:
             transport.finish(arriving[index])
-        leaving += [transport.send_buffer(piece, child, Channel.COLLECTIVE) for child in here.children]
+        leaving += [
+            transport.send_buffer(piece, child, Channel.COLLECTIVE) for child in here.children
+        ]
     for transfer in leaving:
         transport.finish(transfer)
 

@@ -16,6 +16,7 @@ _VARIABLES = (
     ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
     ("flux run", "FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    ("the launcher", "FEDMPI_SIZE", "FEDMPI_RANK"),
 )
 
 

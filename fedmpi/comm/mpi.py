@@ -58,7 +58,11 @@ class MpiTransport(Transport):
             mpi4py.rc.thread_level = "funneled"
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
-            started = f"{launch.launcher} started {launch.size} processes" if launch else "transport = mpi"
+            started = (
+                f"{launch.launcher} started {launch.size} processes"
+                if launch
+                else "transport = mpi"
+            )
             reason = str(error).split("\n")[0]
             raise UsageError(
                 f"{started}, but mpi4py cannot load an MPI library ({reason}): "
@@ -67,7 +71,7 @@ class MpiTransport(Transport):
                 else ""
             ) from None
         self._mpi = MPI
-        self._comm = MPI.COMM_WORLD.Dup()
+        self._comm: MPI.Intracomm = MPI.COMM_WORLD.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
         check_world(launch, self.size, MPI.Get_library_version())
@@ -76,8 +80,9 @@ class MpiTransport(Transport):
         self.ranks_on_node = node.size
         self.cores_on_node = self._count_cores(node)
         node.Free()
+        self.takes_gpu_memory = torch.cuda.is_available() and self.gpu_aware()
 
-    def _count_cores(self, node: MPI.Intracomm) -> int:
+    def _count_cores(self, node: MPI.Comm) -> int:
         """Cores that the ranks of this node may use together, whether bound or not."""
         mine = np.zeros(8192, dtype=np.uint8)
         mine[list(os.sched_getaffinity(0))] = 1
@@ -110,9 +115,13 @@ class MpiTransport(Transport):
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
         return self._start(self._comm.Irecv, buffer, source, tag)
 
-    def _start(self, call: Callable[..., MPI.Request], buffer: torch.Tensor, peer: int, tag: int) -> Pending:
-        # A buffer on a GPU gets here only when the MPI is GPU-aware; mpi4py takes it as it is.
-        memory = buffer.numpy() if buffer.device.type == "cpu" else buffer
+    def _start(
+        self, call: Callable[..., MPI.Request], buffer: torch.Tensor, peer: int, tag: int
+    ) -> Pending:
+        if buffer.is_cuda:
+            # MPI knows nothing of streams: what is queued on this memory has to be done first.
+            torch.cuda.current_stream(buffer.device).synchronize()
+        memory = buffer if buffer.is_cuda else buffer.numpy()
         requests = [
             call([memory[start : start + LARGEST_PIECE], self._mpi.BYTE], peer, tag)
             for start in range(0, max(1, buffer.numel()), LARGEST_PIECE)

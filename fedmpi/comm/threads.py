@@ -37,6 +37,19 @@ class _Transfer:
         return self.finished
 
 
+class _Receive(_Transfer):
+    """The receiving end: asking whether it is done is what moves the bytes."""
+
+    def __init__(self, buffer: torch.Tensor, match: Callable[[], None]) -> None:
+        super().__init__(buffer)
+        self._match = match
+
+    def done(self) -> bool:
+        if not self.finished:
+            self._match()
+        return self.finished
+
+
 class _Sent:
     """A note is immutable: handing it over ends the send."""
 
@@ -105,12 +118,11 @@ class ThreadTransport(Transport):
     def poll_note(self, source: int, tag: int, limit: int) -> tuple[int, bytes] | None:
         with self._mailbox.bell:
             notes = self._mailbox.notes[tag]
-            for index, (sender, note) in enumerate(notes):
-                if source in (ANY, sender):
-                    del notes[index]
-                    break
-            else:
+            index = next((i for i, (s, _) in enumerate(notes) if source in (ANY, s)), None)
+            if index is None:
                 return None
+            sender, note = notes[index]
+            del notes[index]
         if len(note) > limit:
             raise ProtocolError(f"rank {sender} sent a header of {len(note)} bytes")
         return sender, note
@@ -125,20 +137,12 @@ class ThreadTransport(Transport):
         return transfer
 
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
-        self._receives[source, tag].append(_Transfer(buffer))
-        wanted = self._receives[source, tag][-1]
-
-        class Receive:
-            """Matches sends and receives of one (source, tag) in their order."""
-
-            def done(receive) -> bool:  # noqa: N805 - `self` is the transport here
-                if not wanted.finished:
-                    self._match(source, tag)
-                return wanted.finished
-
-        return Receive()
+        wanted = _Receive(buffer, lambda: self._match(source, tag))
+        self._receives[source, tag].append(wanted)
+        return wanted
 
     def _match(self, source: int, tag: int) -> None:
+        """Pairs sends and receives of one (source, tag) in their order."""
         receives = self._receives[source, tag]
         while receives:
             with self._mailbox.bell:

@@ -31,6 +31,7 @@ class Transport(ABC):
         rank: this process or thread.
         size: all of them, the owner included.
         local_rank: position among the ranks of this node; picks the GPU.
+        takes_gpu_memory: buffers may lie on a GPU.
         in_process: ranks are threads of one process, and share PyTorch's default generator.
         bytes_sent: payload bytes that this rank has sent since it started.
         messages_sent: messages, likewise.
@@ -40,6 +41,7 @@ class Transport(ABC):
     size: int
     local_rank: int
     in_process: bool
+    takes_gpu_memory: bool = False
     bytes_sent: int = 0
     messages_sent: int = 0
 

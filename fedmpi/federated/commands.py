@@ -12,7 +12,6 @@ from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
 from fedmpi.federated.device import pick, wire_memory
 from fedmpi.federated.trainer import Tally, Trainer
 from fedmpi.workers.command import Command, Reply, handles
-from fedmpi.workers.vectors import Route
 from fedmpi.workers.worker import Worker
 
 TRAINER, MODEL, SUM, TALLIES = "trainer", "model", "sum", "tallies"
@@ -115,7 +114,9 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
         command.config, shard, tuple(command.row_shape), command.classes, command.draws, device
     )
     worker.store[TRAINER] = trainer
-    worker.store[MODEL] = wire_memory([torch.empty_like(v) for v in trainer.state.vectors])
+    worker.store[MODEL] = wire_memory(
+        [torch.empty_like(v) for v in trainer.state.vectors], worker.transport.takes_gpu_memory
+    )
     return Ready(list(shard.ids), [shard.rows(c) for c in shard.ids], str(device))
 
 
@@ -124,10 +125,8 @@ def train(worker: Worker, command: Train, tensors: list[torch.Tensor]) -> None:
     """Leaves the sum in the store for the `ReduceSum` that follows, the tally for `Report`."""
     trainer = worker.object(TRAINER, Trainer)
     trainer.begin(worker.store[MODEL])
-    total, tally = trainer.sum_updates(
-        command.clients, command.weights, command.round, command.lr
-    )
-    worker.store[SUM] = total
+    total, tally = trainer.sum_updates(command.clients, command.weights, command.round, command.lr)
+    worker.store[SUM] = total.to(worker.store[MODEL][0].device)
     worker.store.setdefault(TALLIES, []).append(tally)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from fedmpi.errors import UsageError
@@ -27,13 +29,12 @@ def pick(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
 
 
-def wire_memory(vectors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Vectors of the same layout that MPI can send from and receive into.
+def wire_memory(vectors: Sequence[torch.Tensor], takes_gpu_memory: bool) -> list[torch.Tensor]:
+    """Vectors of the same layout that messages can be sent from and received into.
 
-    On the CPU these are the vectors themselves. A GPU's are staged through pinned host
-    memory, from and to which the copies run at the bus's full rate.
+    On the CPU, and where MPI is GPU-aware, these are the vectors themselves. Elsewhere a
+    GPU's are staged through pinned host memory, to which copies run at the bus's full rate.
     """
-    return [
-        v if v.device.type == "cpu" else torch.empty(v.shape, dtype=v.dtype, pin_memory=True)
-        for v in vectors
-    ]
+    if takes_gpu_memory or all(v.device.type == "cpu" for v in vectors):
+        return list(vectors)
+    return [torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for v in vectors]

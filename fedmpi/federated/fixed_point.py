@@ -51,8 +51,7 @@ class ExactSum:
             None, or why the update was left out: the sum is then unchanged.
         """
         scale = weight * 2.0**RESOLUTION
-        added = 0
-        for delta, places in _deltas(local, start):
+        for added, (delta, places) in enumerate(_deltas(local, start)):
             refusal = _refusal(delta)
             if refusal is not None:
                 # Rare: what the pieces before this one added is taken back, to the bit.
@@ -60,7 +59,6 @@ class ExactSum:
                     self.total[its_places] -= self._fixed(earlier, scale)
                 return refusal
             self.total[places] += self._fixed(delta, scale)
-            added += 1
         return None
 
     def _fixed(self, delta: torch.Tensor, scale: float) -> torch.Tensor:

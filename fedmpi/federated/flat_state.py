@@ -35,7 +35,11 @@ class FlatState:
         tensors = _state_tensors(model)
         groups: dict[torch.dtype, list[tuple[str, torch.Tensor]]] = {}
         for name, tensor in tensors:
-            if tensor.layout != torch.strided or tensor.dtype not in DTYPES.values() or tensor.is_complex():
+            if (
+                tensor.layout != torch.strided
+                or tensor.dtype not in DTYPES.values()
+                or tensor.is_complex()
+            ):
                 raise UsageError(f"{name} of the model is {tensor.dtype}, which cannot be averaged")
             groups.setdefault(tensor.dtype, []).append((name, tensor))
         self.vectors: list[torch.Tensor] = []

@@ -87,9 +87,7 @@ class Job:
         for number in range(1, federated.rounds + 1):
             begun, sent_before = clock(), sent
             lr = federated.lr * federated.lr_decay ** (number - 1)
-            cohort = cohort_of_round(
-                self.config.seed, number, self._clients, federated.fraction
-            )
+            cohort = cohort_of_round(self.config.seed, number, self._clients, federated.fraction)
             outcome = self._rounds.play(number, cohort, lr)
             played = clock()
             due = number % federated.eval_every == 0 or number == federated.rounds

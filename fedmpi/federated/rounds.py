@@ -79,7 +79,8 @@ class Rounds(ABC):
         self.crew = crew
         self.home = home
         self.state = state
-        self.wire = wire_memory(state.vectors)
+        transport = crew.endpoint.transport
+        self.wire = wire_memory(state.vectors, transport.takes_gpu_memory)
         self.chunk_bytes = config.comm.chunk_kib * 1024
         self._worker_traffic: dict[int, tuple[int, int]] = {}
 
@@ -162,7 +163,7 @@ class Averaging(Rounds):
             self.crew.tell(rank, ReduceSum(SUM, route, self.state.numel))
             self.crew.tell(rank, Report())
         told, cpu = clock(), time.process_time()
-        total = torch.zeros(self.state.numel, dtype=torch.int64)
+        total = self.wire[0].new_zeros(self.state.numel, dtype=torch.int64)
         transport = self.crew.endpoint.transport
         reduce_sum(transport, route.group, total, route.topology, route.chunk_bytes)
         reports = self._hear(ranks)
@@ -243,6 +244,6 @@ def _spoiled(config: Config, number: int, excluded: list[Excluded], included: in
     more = f" (and {len(excluded) - 1} more)" if len(excluded) > 1 else ""
     what = "on_bad_update = 'stop'" if included else "no client's update is left"
     return (
-        f"round {number}: client {first.client} on rank {first.rank}{more}: {first.reason}; {what}: "
-        f"lower the learning rate ({config.federated.lr:g}) or look at that client's data"
+        f"round {number}: client {first.client} on rank {first.rank}{more}: {first.reason}; "
+        f"{what}: lower the learning rate ({config.federated.lr:g}) or look at that client's data"
     )

@@ -88,7 +88,7 @@ class Trainer:
         self.loss_of = models.task_loss(classes)
 
     def begin(self, vectors: Sequence[torch.Tensor]) -> None:
-        """Takes the global state, host vectors, as the start of every client to come."""
+        """Takes the global state as the start of every client to come."""
         for mine, sent in zip(self.start, vectors, strict=True):
             mine.copy_(sent, non_blocking=True)
 
@@ -122,7 +122,7 @@ class Trainer:
         """Trains clients from the same start and adds up their weighted updates.
 
         Returns:
-            The exact sum, int64 on the host, and the tally.
+            The exact sum, int64 on the trainer's device, and the tally.
         """
         exact = ExactSum(self.state.numel, self.device)
         tally = Tally()
@@ -132,7 +132,7 @@ class Trainer:
             return exact.add(self.state.vectors, self.start, weight_of[client])
 
         self._train_all(clients, round_number, lr, add, tally)
-        return exact.total.cpu(), tally
+        return exact.total, tally
 
     def pass_through(self, clients: Sequence[int], round_number: int, lr: float) -> Tally:
         """Trains clients in turn, each from where the one before it stopped.

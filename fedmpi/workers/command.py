@@ -90,7 +90,7 @@ def handler_of(command: Command) -> tuple[Handler, bool, bool]:
 
 @cache
 def _decoder() -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(Union[Stop, *_handlers])  # type: ignore[arg-type]  # noqa: UP007
+    return msgspec.msgpack.Decoder(Union[Stop, *_handlers])
 
 
 def decode_command(message: msgspec.Raw) -> Command:

@@ -53,9 +53,11 @@ class Crew:
         for rank in ranks:
             frame = self.endpoint.receive(Channel.REPLY, rank)
             try:
-                reply = msgspec.msgpack.decode(frame.message, type=kind | Failure)  # type: ignore[arg-type]
+                reply = msgspec.msgpack.decode(frame.message, type=kind | Failure)
             except UNREADABLE as error:
-                raise ProtocolError(f"rank {rank} did not answer with {kind.__name__}: {error}") from None
+                raise ProtocolError(
+                    f"rank {rank} did not answer with {kind.__name__}: {error}"
+                ) from None
             if isinstance(reply, Failure):
                 failure = failure or _remote_error(rank, reply)
             else:
