@@ -76,7 +76,6 @@ def _lead(endpoint: Endpoint, launch: Launch) -> int:
         return 0
 
     status = _status_of(lead, 0)
-    LAST_WORDS.farewell()
     crew.stop(status)
     return status
 
@@ -88,7 +87,8 @@ def _obey(endpoint: Endpoint) -> int:
         # The rooms that define commands: what is not imported is not in the table.
         import fedmpi.federated.commands
         import fedmpi.study.info
-        import fedmpi.workers.shards  # noqa: F401
+        import fedmpi.workers.shards
+        import fedmpi.workers.vectors  # noqa: F401
         from fedmpi.workers.worker import Worker
 
         nonlocal told_to_stop
@@ -115,12 +115,14 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except KeyboardInterrupt:
-        _say(f"fedmpi: rank {rank}: interrupted; rounds that had ended are in metrics.jsonl")
+        _say(": ".join(filter(None, [f"fedmpi: rank {rank}: interrupted", LAST_WORDS.status])))
         return 128 + signal.SIGINT
     except BaseException:
         _say(f"fedmpi: rank {rank}: this is a bug in FedMPI or in your own code:")
         _say(traceback.format_exc().rstrip())
         return FedMPIError.exit_status
+    finally:
+        LAST_WORDS.farewell()
 
 
 def _say(text: str) -> None:

@@ -1,10 +1,10 @@
 """A sentence for the person even when a launcher kills all ranks at once.
 
 A rank that is lost takes the others with it: the launcher kills them with a signal that no
-rank can catch, and what it prints itself says nothing of the run. So rank 0 starts a small
+rank can catch, and what it prints itself says nothing of the job. So rank 0 starts a small
 shell that outlives it for a moment. It reads lines from a pipe, and when the pipe closes it
-prints the latest line; an empty line means that there is nothing to say. The kernel closes
-the pipe whichever way rank 0 ends, so the shell never stays behind.
+prints the latest; an empty line means that there is nothing to say. The kernel closes the
+pipe however rank 0 ends, so the shell never stays behind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import os
 import subprocess
 
-# A session of its own and deaf ears: what is sent to a rank's process group passes it by.
+# A session of its own and deaf ears: what is sent to the ranks' process groups passes it by.
 _SHELL = """
 trap '' HUP INT QUIT TERM PIPE
 cd /
@@ -24,18 +24,23 @@ if [ -n "$last" ]; then printf '%s\\n' "$last" >&2; fi
 
 
 class LastWords:
-    """What is printed on stderr if this process ends without `farewell`."""
+    """What is said on stderr if this process ends without a farewell.
+
+    Attributes:
+        status: how far the job has come; empty at first.
+    """
 
     def __init__(self) -> None:
+        self.status = ""
         self._pipe: int | None = None
 
     def listen(self) -> None:
-        """Starts the shell; call it before MPI starts, which does not like its processes to fork.
+        """Starts the shell; where there is none, there are no last words.
 
-        Where there is no shell, there are no last words.
+        To be called before MPI starts, which may not like its processes to fork.
         """
         reader, writer = os.pipe()
-        # A full pipe (a shell that was stopped) must not stop the job.
+        # A shell that was stopped, and then a full pipe, must not stop the job.
         os.set_blocking(writer, False)
         try:
             subprocess.Popen(
@@ -50,17 +55,23 @@ class LastWords:
             self._pipe = writer
         finally:
             os.close(reader)
+        self.keep("")
 
-    def leave(self, sentence: str) -> None:
-        """Replaces the last words; a single system call of a few microseconds."""
-        if self._pipe is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._pipe, f"{sentence}\n".encode())
+    def keep(self, status: str) -> None:
+        """Keeps how far the job has come, in a clause; costs some microseconds."""
+        self.status = status
+        end = "fedmpi: rank 0 was ended from outside, or because another rank was lost"
+        self._write(f"{end}: {status}" if status else end)
 
     def farewell(self) -> None:
         """This process ends by itself, and has said what there was to say."""
-        self.leave("")
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        if self._pipe is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, f"{line}\n".encode())
 
 
 LAST_WORDS = LastWords()
-"""This process's own; nothing is printed unless it listens."""
+"""This process's own; without `listen` it prints nothing."""

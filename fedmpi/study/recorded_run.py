@@ -32,14 +32,16 @@ def run(config: Config, crew: Crew, console: Console) -> RunFolder:
     job = Job(config, crew)
     folder = RunFolder.create(config)
     rounds: list[RoundMetrics] = []
-    with MetricsWriter(folder.metrics) as lines, Progress(console, config.federated.rounds) as shown:
+    with (
+        MetricsWriter(folder.metrics) as lines,
+        Progress(console, config.federated.rounds) as shown,
+    ):
 
         def after_round(metrics: RoundMetrics) -> None:
             rounds.append(metrics)
             lines.write(metrics)
-            LAST_WORDS.leave(
-                "fedmpi: rank 0 was ended from outside, or because another rank was lost: rounds "
-                f"up to {metrics.round} of {config.federated.rounds} are in {folder.metrics}"
+            LAST_WORDS.keep(
+                f"rounds up to {metrics.round} of {config.federated.rounds} are in {folder.metrics}"
             )
             shown.round(metrics)
 
