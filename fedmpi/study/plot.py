@@ -53,24 +53,15 @@ def curve(metrics: Sequence[RoundMetrics], path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def phases(metrics: Sequence[RoundMetrics], path: Path, title: str = "") -> None:
-    """Draws the time of each round by phase, and the bytes it sent."""
-    figure = _figure(7.0, 5.4, title)
-    top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
-    _draw_phases(top, metrics)
-    _draw_bytes(bottom, metrics)
-    _label_rounds(bottom)
-    _save(figure, path)
-
-
 def report(metrics: Sequence[RoundMetrics], path: Path, title: str) -> None:
-    """Draws the test metric, the losses and the time by phase as three panels."""
-    figure = _figure(7.0, 8.4, title)
-    top, middle, bottom = figure.subplots(3, sharex=True)
-    _draw_metric(top, metrics)
-    _draw_losses(middle, metrics)
-    _draw_phases(bottom, metrics)
-    _label_rounds(bottom)
+    """Draws the test metric, the losses, the time by phase and the bytes sent, as four panels."""
+    figure = _figure(7.0, 9.6, title)
+    metric, losses, time, sent = figure.subplots(4, sharex=True, height_ratios=(2, 2, 2, 1))
+    _draw_metric(metric, metrics)
+    _draw_losses(losses, metrics)
+    _draw_phases(time, metrics)
+    _draw_bytes(sent, metrics)
+    _label_rounds(sent)
     _save(figure, path)
 
 
@@ -152,7 +143,7 @@ def _draw_bytes(axes: Axes, metrics: Sequence[RoundMetrics]) -> None:
     edges, groups = _bins(metrics)
     megabytes = [np.mean([m.bytes_sent for m in group]) / 1e6 for group in groups]
     axes.stairs(megabytes, edges, fill=True, color=PURPLE, lw=0)
-    axes.set_ylabel("sent per round (MB)")
+    axes.set_ylabel("sent (MB)")
     axes.set_ylim(bottom=0)
 
 
