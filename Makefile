@@ -94,6 +94,11 @@ run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the prog
 bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_rounds.py $(ARGS)
 
+.PHONY: mcmahan
+mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER
+	@test -n "$(ROOT)" || { echo 'name the folder with the IDX files of MNIST: make mcmahan ROOT=DIR' >&2; exit 1; }
+	python jobs/mcmahan.py --root "$(ROOT)" $(ARGS)
+
 # ---- checking ------------------------------------------------------------------------------------------------------
 
 .PHONY: test test-one test-mpi test-openmpi test-long lint format
