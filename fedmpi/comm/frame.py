@@ -69,10 +69,14 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
         """Length in bytes; refuses a dtype or a shape that no tensor has."""
         dtype, shape = DTYPES.get(self.dtype), self.shape
         if dtype is None or len(shape) > LARGEST_RANK or any(n < 0 for n in shape):
-            raise ProtocolError(f"a frame announces a tensor {self.dtype:.20} {shape[:LARGEST_RANK]}")
+            raise ProtocolError(
+                f"a frame announces a tensor {self.dtype:.20} {shape[:LARGEST_RANK]}"
+            )
         # The strides of an empty tensor have to fit into int64 too.
         if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:
-            raise ProtocolError(f"a frame announces a tensor {self.dtype} {shape}: beyond any memory")
+            raise ProtocolError(
+                f"a frame announces a tensor {self.dtype} {shape}: beyond any memory"
+            )
         return math.prod(shape) * dtype.itemsize
 
 
@@ -94,7 +98,9 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
 
 
-def encode(message: msgspec.Struct, tensors: Sequence[torch.Tensor]) -> tuple[bytes, list[torch.Tensor]]:
+def encode(
+    message: msgspec.Struct, tensors: Sequence[torch.Tensor]
+) -> tuple[bytes, list[torch.Tensor]]:
     """The header of a frame, and the uint8 vectors that follow it.
 
     Args:
@@ -110,7 +116,8 @@ def encode(message: msgspec.Struct, tensors: Sequence[torch.Tensor]) -> tuple[by
         name = _NAMES.get(tensor.dtype)
         if name is None or tensor.layout != torch.strided or tensor.dim() > LARGEST_RANK:
             raise FedMPIError(
-                f"a tensor of {tensor.dtype}, {tensor.layout}, {tensor.dim()} dimensions cannot be sent"
+                f"a tensor of {tensor.dtype}, {tensor.layout}, {tensor.dim()} dimensions "
+                "cannot be sent"
             )
         # A conjugate or negative view says of its memory that it means something else.
         raw = as_bytes(tensor.detach().resolve_conj().resolve_neg().contiguous())
@@ -138,11 +145,17 @@ def decode(note: bytes, limit: int = MEMORY) -> Header:
     try:
         header = _decoder.decode(note)
     except UNREADABLE as error:
-        raise ProtocolError(f"a frame of {len(note)} bytes has no readable header: {error}") from None
+        raise ProtocolError(
+            f"a frame of {len(note)} bytes has no readable header: {error}"
+        ) from None
     sizes = [t.nbytes() for t in header.tensors]
     inline = sum(n for n, t in zip(sizes, header.tensors, strict=True) if t.inline)
     if inline != len(header.inline):
-        raise ProtocolError(f"a frame announces {inline} inline bytes but carries {len(header.inline)}")
+        raise ProtocolError(
+            f"a frame announces {inline} inline bytes but carries {len(header.inline)}"
+        )
     if sum(sizes) > limit:
-        raise ProtocolError(f"a frame announces {sum(sizes)} bytes of tensors: at most {limit} fit here")
+        raise ProtocolError(
+            f"a frame announces {sum(sizes)} bytes of tensors: at most {limit} fit here"
+        )
     return header

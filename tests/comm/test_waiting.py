@@ -1,0 +1,81 @@
+"""Waiting gives back what was waited for, and leaves the core to others."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fedmpi.comm.transport import Transport
+from fedmpi.comm.waiting import LONGEST_PAUSE, wait_until
+from tests.comm.worlds import EVERY_WORLD, World
+
+TAG = 40
+
+
+@pytest.mark.parametrize("spin", [True, False])
+@pytest.mark.parametrize("calls", [1, 2, 3, 500])
+def test_it_returns_the_first_result(spin: bool, calls: int) -> None:
+    asked = 0
+
+    def ready() -> str | None:
+        nonlocal asked
+        asked += 1
+        return "here" if asked == calls else None
+
+    assert wait_until(ready, spin) == "here"
+    assert asked == calls
+
+
+@pytest.mark.parametrize("nothing", [0, "", False, ()])
+def test_only_none_means_not_yet(nothing: object) -> None:
+    assert wait_until(lambda: nothing, spin=True) is nothing
+
+
+def test_an_error_ends_the_wait() -> None:
+    with pytest.raises(ZeroDivisionError):
+        wait_until(lambda: 1 / 0, spin=False)
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_pauses_grow_to_a_limit(spin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of our own, on which nothing but the pauses takes time."""
+    now, pauses = 0.0, []
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        pauses.append(seconds)
+
+    monkeypatch.setattr("fedmpi.comm.waiting.time.perf_counter", clock)
+    monkeypatch.setattr("fedmpi.comm.waiting.time.sleep", sleep)
+    wait_until(lambda: True if now > 2 else None, spin)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_PAUSE
+    assert len(pauses) < 1.2 * 2 / LONGEST_PAUSE
+
+
+@pytest.mark.parametrize("world", [EVERY_WORLD[0], EVERY_WORLD[-1]], indirect=True)
+def test_a_waiting_rank_costs_little(world: World) -> None:
+    """All but rank 0 wait 2 s for a note, on less than a tenth of that in processor time."""
+
+    def scenario(transport: Transport) -> float:
+        if transport.rank == 0:
+            time.sleep(2)
+            for rank in range(1, transport.size):
+                transport.finish(transport.send_note(b"now", rank, TAG))
+            return 0.0
+        begun = time.thread_time()
+        assert transport.wait(lambda: transport.poll_note(0, TAG, 10)) == (0, b"now")
+        return time.thread_time() - begun
+
+    before = time.process_time()
+    spent = world.run(scenario)
+    assert max(spent.values()) < 0.2
+    if not world.threads:
+        assert time.process_time() - before < 0.2  # the MPI library has no busy threads either
