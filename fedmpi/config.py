@@ -161,14 +161,24 @@ class FederatedConfig:
         require(1 <= self.epochs <= 100_000, "epochs", self.epochs, "1 to 100,000 local epochs")
         require(
             self.batch_size == "full"
-            or (isinstance(self.batch_size, int) and self.batch_size >= 1),
+            or (isinstance(self.batch_size, int) and 1 <= self.batch_size < 2**31),
             "batch_size",
             self.batch_size,
-            'at least 1 row, or "full"',
+            '1 to 2^31 - 1 rows, or "full"',
         )
-        require(math.isfinite(self.lr) and 0 < self.lr <= 1e6, "lr", self.lr, "a number above 0")
+        require(
+            math.isfinite(self.lr) and 0 < self.lr <= 1e6,
+            "lr",
+            self.lr,
+            "a number above 0 and at most 1e6",
+        )
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "a factor above 0 and at most 1")
-        require(1 <= self.eval_every, "eval_every", self.eval_every, "at least 1 round")
+        require(
+            1 <= self.eval_every <= 10_000_000,
+            "eval_every",
+            self.eval_every,
+            "1 to 10,000,000 rounds",
+        )
         require(0 <= self.target_accuracy <= 1, "target_accuracy", self.target_accuracy, "0 to 1")
 
 
@@ -267,6 +277,22 @@ def _refuse_unknown_keys(table: dict[str, Any], cls: type, where: str, prefix: s
             _refuse_unknown_keys(value, hints[key], where, f"{prefix}{key}.")
 
 
+def _choices(table: dict[str, Any], key: str) -> str:
+    """`"; choices: a, b (did you mean 'a'?)"` for a key of a few words, or an empty string."""
+    value: Any = table
+    annotation: Any = Config
+    for name in key.split("."):
+        value, annotation = value[name], get_type_hints(annotation)[name]
+    # The words of a Literal, or of one within a union.
+    words = [
+        word
+        for part in (annotation, *get_args(annotation))
+        for word in get_args(part)
+        if isinstance(word, str)
+    ]
+    return f"; choices: {', '.join(words)}{nearest(str(value), words)}" if words else ""
+
+
 def from_mapping(table: dict[str, Any], where: str) -> Config:
     """The configuration that a TOML table describes; what it leaves out keeps its default.
 
@@ -278,8 +304,8 @@ def from_mapping(table: dict[str, Any], where: str) -> Config:
     try:
         return msgspec.convert(table, Config)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        raise UsageError(f"{where}: {path.rstrip('`')}: {what}") from None
+        what, _, key = str(error).rstrip("`").partition(" - at `$.")
+        raise UsageError(f"{where}: {key}: {what}{_choices(table, key)}") from None
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
 
