@@ -279,7 +279,7 @@ def _import_factory(name: str) -> Callable[..., Any]:
         raise UsageError(f"model {name}: cannot import {module_name}: {_reason(error)}") from error
     factory: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(factory):
-        public = [word for word in vars(module) if not word.startswith("_")]
+        public = [word for word in vars(module) if not word.startswith("_") and word != attribute]
         raise UsageError(
             f"model {name}: {module_name} has no callable {attribute!r}{nearest(attribute, public)}"
         )
