@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IN_PROCESS_WORKERS = 7
 """Workers of a run without mpirun: as many as `mpirun -n 8` has."""
+MOST_IN_PROCESS_WORKERS = 1024
+"""Each is a thread; tens of thousands take minutes to start."""
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ def _run(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     with _workers(config.comm, config.data.path, crew, launcher) as workers:
         from fedmpi.study.recorded_run import run
 
-        run(config, workers, _console())
+        run(config, workers, _console(launcher))
 
 
 def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -116,7 +118,7 @@ def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None
     from fedmpi.workers.shards import prepare
 
     index = prepare(recipe, shards, folder, writers, chosen.overwrite)
-    _console().print(
+    _console(launcher).print(
         f"{index.rows} rows of {index.clients} clients in {shards} shards, {index.test.rows} rows "
         f"held out: {folder}",
         highlight=False,
@@ -127,14 +129,14 @@ def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None
 def _inspect(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     from fedmpi.study.inspect_data import inspect
 
-    plot = inspect(_parse(InspectOptions, "inspect", arguments).folder, _console())
+    plot = inspect(_parse(InspectOptions, "inspect", arguments).folder, _console(launcher))
     print(f"drawn to {plot}")
 
 
 def _report(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     from fedmpi.study.report import report
 
-    plot = report(Path(_parse(ReportOptions, "report", arguments).folder), _console())
+    plot = report(Path(_parse(ReportOptions, "report", arguments).folder), _console(launcher))
     print(f"drawn to {plot}")
 
 
@@ -142,7 +144,7 @@ def _info(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     _parse(InfoOptions, "info", arguments)
     from fedmpi.study.info import show
 
-    show(crew, launcher, _console())
+    show(crew, launcher, _console(launcher))
 
 
 Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
@@ -208,9 +210,14 @@ def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> I
                 "transport = 'mpi', but no launcher started this process: "
                 f"run mpirun -n {count + 1} python -m fedmpi"
             )
+        count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
+        if count > MOST_IN_PROCESS_WORKERS:
+            raise UsageError(
+                f"workers = {count}: expected at most {MOST_IN_PROCESS_WORKERS:,} in one process; "
+                f"run with mpirun -n {count + 1}"
+            )
         from fedmpi.workers.in_process import in_process_crew
 
-        count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
         with in_process_crew(count) as threads:
             yield threads
         return
@@ -244,7 +251,8 @@ def _no_workers(comm: CommConfig, path: str, launcher: str) -> str:
     )
 
 
-def _console() -> Console:
+def _console(launcher: str) -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stdout)
+    # Open MPI gives its ranks a terminal even when its own output goes to a file.
+    return Console(file=sys.stdout, force_terminal=False if launcher else None)
