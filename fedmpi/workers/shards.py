@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 
 from fedmpi.config import Recipe
-from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, read_index
-from fedmpi.data.plan import auto_path, plan
+from fedmpi.data.files import reason
+from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, read_index
+from fedmpi.data.plan import Plan, auto_path, plan
 from fedmpi.data.prepare import clear_folder, write_index, write_shards, write_test
+from fedmpi.errors import DataError, FedMPIError
 from fedmpi.workers.command import Command, Reply, handles
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.worker import Worker
@@ -56,19 +58,33 @@ def prepare(
     """
     made = plan(recipe, shards)  # refuses a recipe that cannot be, before anything is touched
     clear_folder(folder, overwrite)
-    if crew is None:
-        infos = write_shards(made, folder, range(shards))
-        return write_index(made, folder, infos, write_test(made, folder))
+    try:
+        if crew is None:
+            infos, test = write_shards(made, folder, range(shards)), write_test(made, folder)
+        else:
+            infos, test = _write_together(made, folder, crew)
+        return write_index(made, folder, infos, test)
+    except BaseException:
+        # Shards without an index are no dataset, and a full disk needs the room.
+        clear_folder(folder, overwrite=True)
+        raise
+
+
+def _write_together(made: Plan, folder: str | Path, crew: Crew) -> tuple[list[ShardInfo], TestInfo]:
+    """The workers write the shards while the owner writes the held-out rows."""
     writers = len(crew.ranks)
     # The owner has downloaded what was to be downloaded when it made the plan.
     source = Recipe(**{**vars(made.recipe), "download": False})
     for rank in crew.ranks:
-        which = list(range(rank - 1, shards, writers))
-        crew.tell(rank, WriteShards(source, shards, str(folder), which))
-    test = write_test(made, folder)
+        which = list(range(rank - 1, made.workers, writers))
+        crew.tell(rank, WriteShards(source, made.workers, str(folder), which))
+    try:
+        test = write_test(made, folder)
+    except FedMPIError:
+        crew.hear(crew.ranks, ShardsWritten)  # nobody is stopped in the middle of a file
+        raise
     replies = crew.hear(crew.ranks, ShardsWritten)
-    infos = sorted((info for reply in replies for info in reply.shards), key=lambda i: i.file)
-    return write_index(made, folder, infos, test)
+    return sorted((i for reply in replies for i in reply.shards), key=lambda i: i.file), test
 
 
 def prepare_once(recipe: Recipe, shards: int, crew: Crew | None) -> tuple[Path, Index]:
@@ -84,10 +100,12 @@ def prepare_once(recipe: Recipe, shards: int, crew: Crew | None) -> tuple[Path, 
             prepare(recipe, shards, temporary, crew, overwrite=True)
             try:
                 temporary.rename(folder)
-            except OSError:
+            except OSError as error:
                 # Another job was faster: its shards are the same.
                 if not (folder / INDEX_FILE).exists():
-                    raise
+                    raise DataError(
+                        f"cannot make {folder}: {reason(error)}; remove what is there"
+                    ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder, read_index(folder)
