@@ -106,7 +106,7 @@ def encode(
     Args:
         message: anything msgspec can encode.
         tensors: of any listed dtype, any shape, any strides; one that is not contiguous
-            is copied, all others are sent out of their own memory.
+            or on a GPU is copied, all others are sent out of their own memory.
 
     Raises:
         FedMPIError: a tensor that cannot travel (quantized, sparse, of 65 dimensions).
@@ -126,7 +126,7 @@ def encode(
         if small:
             inline.append(raw.cpu().numpy().tobytes())
         else:
-            buffers.append(raw)
+            buffers.append(raw.cpu())
     note = Header(msgspec.Raw(_encoder.encode(message)), headers, b"".join(inline))
     return _encoder.encode(note), buffers
 

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 
 import torch
 
@@ -22,7 +23,7 @@ from fedmpi.federated.device import wire_memory
 from fedmpi.federated.fixed_point import apply_sum
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.metrics import Excluded
-from fedmpi.federated.trainer import LOSS_UNIT
+from fedmpi.federated.trainer import LOSS_UNIT, Tally
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.vectors import Broadcast, ReduceSum, Route
 from fedmpi.workers.worker import OWNER
@@ -49,7 +50,7 @@ class Outcome:
         clients, examples: in the new model.
         train_loss: mean over their rows.
         phases: seconds of broadcast, train, aggregate and wait.
-        train_max: seconds that the slowest worker trained.
+        train_max: seconds of the worker that trained longest.
         idle_seconds, idle_cpu: wall and CPU seconds of the owner while workers trained.
         excluded: clients left out.
     """
@@ -85,8 +86,55 @@ class Rounds(ABC):
         self._worker_traffic: dict[int, tuple[int, int]] = {}
 
     @abstractmethod
+    def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
+        """Sends the commands of a round and the model; returns the ranks that will report."""
+
+    @abstractmethod
+    def _receive(self) -> None:
+        """Waits for what comes back: the sum of the updates, or the model."""
+
+    @abstractmethod
+    def _update(self, included: float) -> None:
+        """Changes the owner's model; `included` is the share of the rows that is in the update."""
+
+    @staticmethod
+    @abstractmethod
+    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
+        """Seconds of training and of adding up per worker, and for which workers were busy."""
+
     def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
-        """One round over a cohort of clients."""
+        """One round over a cohort of clients.
+
+        Raises:
+            RemoteError: a worker failed.
+            FedMPIError: an update cannot be used and the job is to stop at that, or none can.
+        """
+        clock = time.perf_counter
+        begun = clock()
+        ranks = self._send(number, cohort, lr)
+        sent, cpu = clock(), time.process_time()
+        self._receive()
+        reports = self._hear(ranks)
+        heard, cpu = clock(), time.process_time() - cpu
+        included, excluded = self._included(number, cohort, ranks, reports)
+        self._update(included / sum(self.home.rows[c] for c in cohort))
+        tallies = [report.tally for report in reports]
+        train, add, busy = self._seconds(tallies)
+        return Outcome(
+            clients=len(cohort) - len(excluded),
+            examples=included,
+            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
+            phases={
+                "broadcast": sent - begun,
+                "train": train,
+                "aggregate": add + max(heard - sent - busy, 0.0) + (clock() - heard),
+                "wait": busy - train - add,
+            },
+            train_max=max(t.train_seconds for t in tallies),
+            idle_seconds=heard - sent,
+            idle_cpu=cpu,
+            excluded=excluded,
+        )
 
     def broadcast(self, ranks: Sequence[int]) -> Route:
         """Sends the owner's model to these workers; returns the route that it took."""
@@ -146,49 +194,36 @@ class Rounds(ABC):
 class Averaging(Rounds):
     """FedAvg: all clients start from the same model, and their updates are averaged."""
 
-    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
-        """One round; the order of the cohort does not matter."""
-        clock = time.perf_counter
-        begun = clock()
+    def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
         examples = sum(self.home.rows[c] for c in cohort)
         clients_of: dict[int, list[int]] = {}
         for client in sorted(cohort):
             clients_of.setdefault(self.home.rank[client], []).append(client)
         ranks = sorted(clients_of)
-        route = self.broadcast(ranks)
+        self._route = self.broadcast(ranks)
         for rank in ranks:
             clients = clients_of[rank]
             weights = [self.home.rows[c] / examples for c in clients]
             self.crew.tell(rank, Train(number, clients, weights, lr))
-            self.crew.tell(rank, ReduceSum(SUM, route, self.state.numel))
+            self.crew.tell(rank, ReduceSum(SUM, self._route, self.state.numel))
             self.crew.tell(rank, Report())
-        told, cpu = clock(), time.process_time()
-        total = self.wire[0].new_zeros(self.state.numel, dtype=torch.int64)
-        transport = self.crew.endpoint.transport
-        reduce_sum(transport, route.group, total, route.topology, route.chunk_bytes)
-        reports = self._hear(ranks)
-        heard, cpu = clock(), time.process_time() - cpu
-        included, excluded = self._included(number, cohort, ranks, reports)
-        apply_sum(self.state.vectors, total.to(self.state.vectors[0].device), included / examples)
-        tallies = [r.tally for r in reports]
-        busy = [t.train_seconds + t.sum_seconds for t in tallies]
-        train = sum(t.train_seconds for t in tallies) / len(tallies)
-        add = sum(t.sum_seconds for t in tallies) / len(tallies)
-        return Outcome(
-            clients=len(cohort) - len(excluded),
-            examples=included,
-            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
-            phases={
-                "broadcast": told - begun,
-                "train": train,
-                "aggregate": add + max(heard - told - max(busy), 0.0) + (clock() - heard),
-                "wait": max(busy) - train - add,
-            },
-            train_max=max(t.train_seconds for t in tallies),
-            idle_seconds=heard - told,
-            idle_cpu=cpu,
-            excluded=excluded,
-        )
+        return ranks
+
+    def _receive(self) -> None:
+        self._total = self.wire[0].new_zeros(self.state.numel, dtype=torch.int64)
+        route, transport = self._route, self.crew.endpoint.transport
+        reduce_sum(transport, route.group, self._total, route.topology, route.chunk_bytes)
+
+    def _update(self, included: float) -> None:
+        total = self._total.to(self.state.vectors[0].device)
+        apply_sum(self.state.vectors, total, included)
+
+    @staticmethod
+    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
+        # Workers train at the same time: on average so long, the slowest so long.
+        train = fmean(t.train_seconds for t in tallies)
+        add = fmean(t.sum_seconds for t in tallies)
+        return train, add, max(t.train_seconds + t.sum_seconds for t in tallies)
 
 
 class Cyclic(Rounds):
@@ -199,10 +234,7 @@ class Cyclic(Rounds):
     order that live on one worker are one hop.
     """
 
-    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
-        """One round through the cohort, in its order."""
-        clock = time.perf_counter
-        begun = clock()
+    def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
         hops = [(r, list(group)) for r, group in groupby(cohort, key=self.home.rank.__getitem__)]
         stops = [OWNER, *(rank for rank, _ in hops), OWNER]
         for (rank, clients), source, destination in zip(hops, stops, stops[2:], strict=False):
@@ -211,32 +243,25 @@ class Cyclic(Rounds):
         for rank in ranks:
             self.crew.tell(rank, Report())
         self._stage()
-        transport = self.crew.endpoint.transport
-        broadcast(transport, [OWNER, stops[1]], self.wire, "star", self.chunk_bytes)
-        told, cpu = clock(), time.process_time()
-        broadcast(transport, [stops[-2], OWNER], self.wire, "star", self.chunk_bytes)
-        reports = self._hear(ranks)
-        heard, cpu = clock(), time.process_time() - cpu
-        included, excluded = self._included(number, cohort, ranks, reports)
+        self._last = stops[-2]
+        self._pass(OWNER, stops[1])
+        return ranks
+
+    def _receive(self) -> None:
+        self._pass(self._last, OWNER)
+
+    def _update(self, included: float) -> None:
         self.state.load(self.wire)
-        tallies = [r.tally for r in reports]
-        train = sum(t.train_seconds for t in tallies)
-        passed = sum(t.sum_seconds for t in tallies)
-        return Outcome(
-            clients=len(cohort) - len(excluded),
-            examples=included,
-            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
-            phases={
-                "broadcast": told - begun,
-                "train": train,
-                "aggregate": passed,
-                "wait": max(clock() - told - train - passed, 0.0),
-            },
-            train_max=train,
-            idle_seconds=heard - told,
-            idle_cpu=cpu,
-            excluded=excluded,
-        )
+
+    def _pass(self, source: int, destination: int) -> None:
+        transport = self.crew.endpoint.transport
+        broadcast(transport, [source, destination], self.wire, "star", self.chunk_bytes)
+
+    @staticmethod
+    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
+        # Workers train one after another.
+        train, add = sum(t.train_seconds for t in tallies), sum(t.sum_seconds for t in tallies)
+        return train, add, train + add
 
 
 def _spoiled(config: Config, number: int, excluded: list[Excluded], included: int) -> str:
