@@ -1,0 +1,120 @@
+"""The table of commands: what is in it is obeyed, everything else is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import fedmpi.federated.commands as federated
+import fedmpi.workers.vectors as vectors
+from fedmpi.comm.frame import ProtocolError
+from fedmpi.config import Config, Recipe
+from fedmpi.data.normalise import Normalisation
+from fedmpi.workers import command as table
+from fedmpi.workers.command import Command, Stop, decode_command, handler_of
+from fedmpi.workers.shards import WriteShards
+from fedmpi.workers.vectors import Route
+
+ROUTE = Route([0, 1, 2], "tree", 4096)
+SET_UP = federated.SetUp(Config(), "data/x", [1, 28, 28], 10, False)
+COMMANDS: list[Command] = [
+    Stop(3),
+    vectors.Broadcast("model", ROUTE, ["float32", "int64"], [1000, 3]),
+    vectors.ReduceSum("sum", ROUTE, 1003),
+    WriteShards(Recipe(), 3, "data/x", [0, 2]),
+    SET_UP,
+    federated.SetUpScattered(SET_UP, Normalisation()),
+    federated.Train(1, [3, 5], [0.25, 0.75], 0.1),
+    federated.Hop(1, [3], 0.1, 0, 2, 4096),
+    federated.Report(),
+    federated.EvaluateClients(),
+]
+NAMES = [type(command).__name__ for command in COMMANDS]
+
+
+def raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.msgpack.encode(value))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_every_command_arrives_as_it_was_sent(command: Command) -> None:
+    assert decode_command(raw(command)) == command
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_every_command_but_stop_has_a_handler(command: Command) -> None:
+    if not isinstance(command, Stop):
+        handler, _, _ = handler_of(command)
+        assert callable(handler)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
+def test_a_field_of_a_wrong_type_is_refused(command: Command) -> None:
+    fields = msgspec.to_builtins(command)
+    for field in fields:
+        for wrong in (None, [[{}]]):
+            with pytest.raises(ProtocolError, match="a frame without a known command"):
+                decode_command(raw({**fields, field: wrong}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"type": "Exec", "code": "import os"},
+        {"type": "stop"},
+        {"type": "Command"},
+        {"type": ["Stop"]},
+        {"type": "Failure", "sentence": "", "exit_status": 0, "traceback": ""},  # a reply
+        {"type": "Train", "round": 1},
+        {"type": "Train", "round": 1.5, "clients": [], "weights": [], "lr": 0.1},
+        {"type": "ReduceSum", "key": "s", "length": 1,
+         "route": {"group": [0], "topology": "ring", "chunk_bytes": 1}},
+        {**msgspec.to_builtins(SET_UP), "config": {"seed": -1}},
+        "Stop",
+        7,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_no_owner_sends_is_refused(fields: Any) -> None:
+    with pytest.raises(ProtocolError, match="a frame without a known command"):
+        decode_command(raw(fields))
+
+
+anything: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(COMMANDS), st.data())
+def test_random_fields_are_refused_or_a_command(command: Command, data: st.DataObject) -> None:
+    fields = msgspec.to_builtins(command)
+    for field in data.draw(st.sets(st.sampled_from(sorted(fields)))):
+        fields[field] = data.draw(anything)
+    refused_or_a_command(raw(fields))
+
+
+@given(st.binary(max_size=100))
+@example(b"")
+@example(b"\x82\xa4type\xa4Stop\xa1x" + b"\x91" * 500_000)
+@example(b"\x81\xa4type\xa3\xff\xff\xff")
+def test_random_bytes_are_refused(message: bytes) -> None:
+    refused_or_a_command(msgspec.Raw(message))
+
+
+def refused_or_a_command(message: msgspec.Raw) -> None:
+    with suppress(ProtocolError):
+        assert isinstance(decode_command(message), Command)
+
+
+def test_no_command_goes_untested() -> None:
+    rooms = ("fedmpi.workers.", "fedmpi.federated.")
+    known = {t.__name__ for t in table._handlers if t.__module__.startswith(rooms)}
+    assert known == {*NAMES} - {"Stop"}

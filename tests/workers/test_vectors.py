@@ -1,0 +1,144 @@
+"""Broadcast and sum as commands: in one memory, in any group, and after failures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedmpi.comm.collective import broadcast, reduce_sum
+from fedmpi.errors import RemoteError
+from fedmpi.workers.command import Command, handles
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.vectors import Broadcast, ReduceSum, Route
+from fedmpi.workers.worker import Worker
+from tests.comm.worlds import World
+from tests.workers.crews import Enter, Journal, Read, Value
+
+
+class Fill(Command, frozen=True):
+    """Stores a vector of the worker's rank."""
+
+    key: str
+    length: int
+
+
+@handles(Fill)
+def fill(worker: Worker, command: Fill, tensors: list[torch.Tensor]) -> None:
+    worker.store[command.key] = torch.full((command.length,), worker.rank)
+
+
+class Look(Command, frozen=True):
+    """Asks for the sum of the stored vectors."""
+
+    key: str
+
+
+@handles(Look, replies=True)
+def look(worker: Worker, command: Look, tensors: list[torch.Tensor]) -> Value:
+    return Value(sum(float(v.sum()) for v in worker.store[command.key]))
+
+
+class Where(Command, frozen=True):
+    """Asks for the address of the first stored vector."""
+
+    key: str
+
+
+@handles(Where, replies=True)
+def where(worker: Worker, command: Where, tensors: list[torch.Tensor]) -> Value:
+    return Value(float(worker.store[command.key][0].data_ptr()))
+
+
+def send(crew: Crew, route: Route, vectors: list[torch.Tensor]) -> None:
+    dtypes = [str(v.dtype).removeprefix("torch.") for v in vectors]
+    for rank in route.group[1:]:
+        crew.tell(rank, Broadcast("v", route, dtypes, [v.numel() for v in vectors]))
+    broadcast(crew.endpoint.transport, route.group, vectors, route.topology, route.chunk_bytes)
+
+
+def add_up(crew: Crew, route: Route, length: int) -> torch.Tensor:
+    for rank in route.group[1:]:
+        crew.tell(rank, ReduceSum("s", route, length))
+    total = torch.zeros(length, dtype=torch.int64)
+    reduce_sum(crew.endpoint.transport, route.group, total, route.topology, route.chunk_bytes)
+    return total
+
+
+@pytest.mark.parametrize("topology", ["tree", "star"])
+def test_vectors_go_down_and_sums_come_up(world: World, topology: str) -> None:
+    def scenario(crew: Crew) -> None:
+        route = Route([0, *crew.ranks], topology, 100)
+        addresses = None
+        for number in (1.0, 2.0):
+            send(crew, route, [torch.full((700,), number), torch.full((3,), 5)])
+            assert crew.ask(lambda r: Look("v"), Value) == [Value(700 * number + 15)] * len(
+                crew.ranks
+            )
+            found = crew.ask(lambda r: Where("v"), Value)
+            assert addresses in (None, found), "the same layout arrives in the same memory"
+            addresses = found
+        for rank in crew.ranks:
+            crew.tell(rank, Fill("s", 50))
+        assert add_up(crew, route, 50).tolist() == [sum(crew.ranks)] * 50
+        assert add_up(crew, route, 50).tolist() == [0] * 50  # a sum is given once
+        crew.ask(lambda r: Read(), Journal)
+
+    world.lead(scenario)
+
+
+def test_a_layout_may_change(world: World) -> None:
+    def scenario(crew: Crew) -> None:
+        for vectors in (
+            [torch.ones(10)],
+            [torch.ones(10, dtype=torch.float64)],
+            [torch.ones(20), torch.ones(0)],
+            [torch.ones(7, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bool), torch.ones(1)],
+        ):
+            send(crew, Route([0, *crew.ranks], "tree", 16), vectors)
+            count = sum(v.numel() for v in vectors)
+            assert crew.ask(lambda r: Look("v"), Value) == [Value(float(count))] * len(crew.ranks)
+
+    world.lead(scenario)
+
+
+def test_a_group_may_be_a_part_of_the_workers(world: World) -> None:
+    def scenario(crew: Crew) -> None:
+        group = [0, *crew.ranks[::2][::-1]]
+        for rank in crew.ranks:
+            crew.tell(rank, Fill("s", 9))
+        total = add_up(crew, Route(group, "tree", 8), 9)
+        assert total.tolist() == [sum(group)] * 9
+        crew.ask(lambda r: Read(), Journal)
+
+    world.lead(scenario)
+
+
+def test_a_worker_that_failed_still_passes_on_what_others_need(world: World) -> None:
+    """Rank 1 fails first; the broadcast reaches everybody, and its part of the sum is zero."""
+
+    def scenario(crew: Crew) -> None:
+        route = Route([0, *crew.ranks], "tree", 64)
+        crew.tell(1, Enter("x", "bug"))
+        for rank in crew.ranks:
+            crew.tell(rank, Fill("s", 30))
+        send(crew, route, [torch.ones(100)])
+        total = add_up(crew, route, 30)
+        assert total.tolist() == [sum(crew.ranks) - 1] * 30
+        for rank in crew.ranks:
+            crew.tell(rank, Read())
+        with pytest.raises(RemoteError, match="worker on rank 1: ZeroDivisionError: at x"):
+            crew.hear(crew.ranks, Journal)
+        assert crew.ask(lambda r: Look("v"), Value) == [Value(100.0)] * len(crew.ranks)
+
+    world.lead(scenario)
+
+
+def test_a_vector_of_another_length_counts_as_none(world: World) -> None:
+    def scenario(crew: Crew) -> None:
+        for rank in crew.ranks:
+            crew.tell(rank, Fill("s", 31 if rank == 1 else 30))
+        total = add_up(crew, Route([0, *crew.ranks], "star", 64), 30)
+        assert total.tolist() == [sum(crew.ranks) - 1] * 30
+        crew.ask(lambda r: Read(), Journal)
+
+    world.lead(scenario)
