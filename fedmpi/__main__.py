@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,10 @@ from fedmpi.errors import FedMPIError, RemoteError
 
 if TYPE_CHECKING:
     from fedmpi.comm.endpoint import Endpoint
+
+
+SECONDS_TO_SPEAK = 2.0
+"""A rank that leaves the word to rank 0 stays for so long."""
 
 
 def main() -> NoReturn:
@@ -111,6 +116,9 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
             _say(error.remote_traceback.rstrip())
         if str(error):
             _say(f"fedmpi: rank {rank}: {error}")
+        else:
+            # Rank 0 speaks for all, and a launcher may end it once another rank has left.
+            time.sleep(SECONDS_TO_SPEAK)
         return error.exit_status
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,6 +45,19 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launch | None:
     return None
 
 
+def check_library(launch: Launch | None, library: str) -> None:
+    """Refuses a library that would end the process when it starts, with an error of its own.
+
+    MPICH and its descendants do so under the mpirun of Open MPI, whose way of starting
+    processes (PMIx) they do not know.
+
+    Raises:
+        UsageError: as `check_world`.
+    """
+    if launch and "Open MPI" in launch.launcher and re.match("CRAY MPICH|MPICH|MVAPICH", library):
+        raise _two_mpis(launch, library, "cannot be started by it")
+
+
 def check_world(launch: Launch | None, world_size: int, library: str) -> None:
     """Refuses a world that is not the one that the launcher started.
 
@@ -54,12 +68,15 @@ def check_world(launch: Launch | None, world_size: int, library: str) -> None:
         UsageError: with both names; on the launcher's rank 0 only it has a text, so that
             the sentence is printed once.
     """
-    if launch is None or launch.size == world_size:
-        return
-    name = library.split("\n")[0].split(",")[0].strip()
-    raise UsageError(
+    if launch and launch.size != world_size:
+        raise _two_mpis(launch, library, f"sees a world of {world_size}")
+
+
+def _two_mpis(launch: Launch, library: str, found: str) -> UsageError:
+    name = " ".join(library.split("\n")[0].split(",")[0].split())
+    return UsageError(
         f"{launch.launcher} started {launch.size} processes, but the MPI library of this Python "
-        f"({name}) sees a world of {world_size}: launcher and library belong to different MPIs; "
+        f"({name}) {found}: launcher and library belong to different MPIs; "
         "use the mpirun that lies beside this Python, or install the launcher's own mpi4py"
         if launch.rank == 0
         else ""

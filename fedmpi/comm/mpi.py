@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fedmpi.comm.frame import ProtocolError
-from fedmpi.comm.launcher import Launch, check_world
+from fedmpi.comm.launcher import Launch, check_library, check_world
 from fedmpi.comm.transport import ANY, Pending, Transport
 from fedmpi.comm.waiting import wait_until
 from fedmpi.errors import UsageError
@@ -54,8 +54,9 @@ class MpiTransport(Transport):
         try:
             import mpi4py
 
-            # Every MPI call comes from the main thread: the cheapest locking will do.
-            mpi4py.rc.thread_level = "funneled"
+            # Loaded but not started: a library of another MPI may end the process at that.
+            mpi4py.rc.initialize = False
+            mpi4py.rc.finalize = True
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
             started = (
@@ -70,11 +71,16 @@ class MpiTransport(Transport):
                 if launch is None or launch.rank == 0
                 else ""
             ) from None
+        library = MPI.Get_library_version()
+        if not MPI.Is_initialized():
+            check_library(launch, library)
+            # Every MPI call comes from the main thread: the cheapest locking will do.
+            MPI.Init_thread(MPI.THREAD_FUNNELED)
         self._mpi = MPI
         self._comm: MPI.Intracomm = MPI.COMM_WORLD.Dup()
         self.rank = self._comm.rank
         self.size = self._comm.size
-        check_world(launch, self.size, MPI.Get_library_version())
+        check_world(launch, self.size, library)
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank = node.rank
         self.ranks_on_node = node.size
