@@ -181,11 +181,21 @@ def _parse(cls: type[T], name: str, arguments: Sequence[str], default: T | None 
     return tyro.cli(
         cls,
         prog=f"python -m fedmpi {name}",
-        args=list(arguments),
+        args=_apart(arguments),
         default=tyro.MISSING_NONPROP if default is None else default,
         # The tree is for reading; on the command line --rounds is enough.
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _apart(arguments: Sequence[str]) -> list[str]:
+    """`--roundz=3` as two words: only so does tyro find the nearest right name."""
+    apart: list[str] = []
+    for word in arguments:
+        name, _, value = word.partition("=")
+        split = name.startswith("--") and value and not value.startswith("-")
+        apart += [name, value] if split else [word]
+    return apart
 
 
 def _defaults(arguments: Sequence[str]) -> RunOptions:
