@@ -10,10 +10,8 @@ from pathlib import Path
 import h5py
 
 import fedmpi
-from fedmpi.data.files import atomic, reading, reason, sha256
+from fedmpi.data.files import atomic, reading, reason
 from fedmpi.errors import DataError
-
-__all__ = ["create", "open_checked", "open_file", "plain_dataset", "sha256"]
 
 # HDF5 1.10 is the oldest that clusters still have; newer libraries read this too.
 LIBVER = ("earliest", "v110")

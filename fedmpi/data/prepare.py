@@ -1,4 +1,4 @@
-"""Preparing a dataset: a plan, then its shards, its held-out rows and, last, its index."""
+"""The files of a prepared dataset: its shards, its held-out rows and, last, its index."""
 
 from __future__ import annotations
 
@@ -11,26 +11,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.config import Recipe
-from fedmpi.data.files import reason
-from fedmpi.data.hdf5 import create, sha256
-from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, read_index, save_index
-from fedmpi.data.plan import Plan, auto_path, plan
+from fedmpi.data.files import reason, sha256
+from fedmpi.data.hdf5 import create
+from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, save_index
+from fedmpi.data.plan import Plan
 from fedmpi.data.rows import Array
 from fedmpi.data.shard import SHARD_FORMAT, TEST_FORMAT, ShardArrays
 from fedmpi.errors import DataError, UsageError
-
-__all__ = [
-    "Plan",
-    "auto_path",
-    "clear_folder",
-    "clients_in_memory",
-    "plan",
-    "prepare",
-    "write_index",
-    "write_shards",
-    "write_test",
-]
 
 OPEN_FILES = 128
 """Shards written in one pass over the source; a process may often open only 1,024 files."""
@@ -41,28 +28,6 @@ TEST_FILE = "test.h5"
 def shard_file(k: int) -> str:
     """Name of shard `k`, which belongs to worker k + 1."""
     return f"shard-{k + 1:04d}.h5"
-
-
-def prepare(recipe: Recipe, workers: int, folder: str | Path, overwrite: bool = False) -> Index:
-    """Prepares a dataset in one process.
-
-    Under MPI, rank 0 calls `clear_folder`, then every rank `plan` and `write_shards` for
-    its own shards, then rank 0 `write_test` and `write_index`.
-
-    Args:
-        recipe: how the shards are made.
-        workers: number of shards.
-        folder: where they go; made if it does not exist.
-        overwrite: whether a dataset that is there may be replaced.
-
-    Raises:
-        UsageError: the recipe does not fit the source, or the folder holds a dataset.
-        DataError: the source is damaged or the folder cannot be written.
-    """
-    made = plan(recipe, workers)
-    clear_folder(folder, overwrite)
-    infos = write_shards(made, folder, range(workers))
-    return write_index(made, folder, infos, write_test(made, folder))
 
 
 def clear_folder(folder: str | Path, overwrite: bool = False) -> None:
@@ -154,11 +119,7 @@ def write_test(plan: Plan, folder: str | Path) -> TestInfo:
 
 
 def write_index(
-    plan: Plan,
-    folder: str | Path,
-    infos: Sequence[ShardInfo],
-    test_info: TestInfo,
-    overwrite: bool = False,
+    plan: Plan, folder: str | Path, infos: Sequence[ShardInfo], test_info: TestInfo
 ) -> Index:
     """Writes index.json, with which the folder becomes a dataset; call it last.
 
@@ -167,10 +128,8 @@ def write_index(
         folder: the dataset's folder.
         infos: of all shards, in the order of the workers.
         test_info: of the held-out rows.
-        overwrite: whether the index of another dataset may be replaced.
 
     Raises:
-        UsageError: the folder holds the index of another dataset.
         DataError: the folder cannot be written.
     """
     index = Index(
@@ -185,11 +144,6 @@ def write_index(
         shards=tuple(infos),
         test=test_info,
     )
-    if (Path(folder) / INDEX_FILE).exists() and not overwrite and read_index(folder) != index:
-        raise UsageError(
-            f"{folder} holds another prepared dataset: choose another folder with --out, or "
-            "replace it with --overwrite"
-        )
     save_index(index, folder)
     return index
 

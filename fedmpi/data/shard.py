@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.data.files import reading
-from fedmpi.data.hdf5 import open_checked, plain_dataset, sha256
+from fedmpi.data.files import reading, sha256
+from fedmpi.data.hdf5 import open_checked, plain_dataset
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
 from fedmpi.errors import DataError

@@ -11,8 +11,6 @@ from fedmpi.data.sources_packaged import PACKAGED
 from fedmpi.data.sources_torchvision import TORCHVISION
 from fedmpi.errors import UsageError
 
-__all__ = ["SOURCES", "Source", "open_source"]
-
 SOURCES = (*PACKAGED, *TORCHVISION)
 """Names of the datasets that need no file of the user's own."""
 

@@ -42,7 +42,11 @@ def write(worker: Worker, command: WriteShards, tensors: list[torch.Tensor]) -> 
 
 
 def prepare(
-    recipe: Recipe, shards: int, folder: str | Path, crew: Crew | None, overwrite: bool = False
+    recipe: Recipe,
+    shards: int,
+    folder: str | Path,
+    crew: Crew | None = None,
+    overwrite: bool = False,
 ) -> Index:
     """Prepares a dataset: shards, held-out rows, index.
 

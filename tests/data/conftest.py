@@ -12,7 +12,7 @@ import pytest
 
 from fedmpi.config import Recipe
 from fedmpi.data.index import Index
-from fedmpi.data.prepare import prepare
+from fedmpi.workers.shards import prepare
 
 SaveNpz = Callable[..., Recipe]
 

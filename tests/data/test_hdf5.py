@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fedmpi
-from fedmpi.data.files import atomic
-from fedmpi.data.hdf5 import create, open_checked, plain_dataset, sha256
+from fedmpi.data.files import atomic, sha256
+from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError
 
 

@@ -16,18 +16,17 @@ from fedmpi.config import DataConfig, Recipe
 from fedmpi.data import prepare as prepare_module
 from fedmpi.data import source as source_module
 from fedmpi.data.index import Index, read_index
+from fedmpi.data.plan import auto_path, plan
 from fedmpi.data.prepare import (
-    auto_path,
     clear_folder,
     clients_in_memory,
-    plan,
-    prepare,
     write_index,
     write_shards,
     write_test,
 )
 from fedmpi.data.shard import load_test, open_shard
 from fedmpi.errors import DataError, UsageError
+from fedmpi.workers.shards import prepare
 
 SaveNpz = Callable[..., Recipe]
 
@@ -142,17 +141,6 @@ def test_a_dataset_is_not_replaced_by_accident(
     assert sorted(os.listdir(folder)) == ["index.json", "shard-0001.h5", "shard-0002.h5", "test.h5"]
 
 
-def test_the_same_index_may_be_written_twice_but_not_another(
-    prepared: tuple[Path, Index], numbered: Recipe
-) -> None:
-    folder, index = prepared
-    made = plan(numbered, 3)
-    assert write_index(made, folder, index.shards, index.test) == index
-    other = plan(dataclasses.replace(numbered, partition_seed=1), 3)
-    with pytest.raises(UsageError, match="holds another prepared dataset"):
-        write_index(other, folder, index.shards, index.test)
-
-
 def test_a_bad_row_leaves_no_dataset(save_npz: SaveNpz, tmp_path: Path) -> None:
     x = np.ones((50, 2), np.float32)
     x[33, 1] = np.inf
@@ -196,7 +184,7 @@ def test_auto_path(numbered: Recipe) -> None:
 STREAM = """
 import resource, sys
 from fedmpi.config import Recipe
-from fedmpi.data.prepare import prepare
+from fedmpi.workers.shards import prepare
 from fedmpi.data.shard import open_shard
 import torch
 torch.set_num_threads(1)

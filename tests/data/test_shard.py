@@ -15,9 +15,11 @@ import torch
 from fedmpi.config import Recipe
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
-from fedmpi.data.prepare import clients_in_memory, plan, prepare
+from fedmpi.data.plan import plan
+from fedmpi.data.prepare import clients_in_memory
 from fedmpi.data.shard import Shard, ShardArrays, load_test, open_shard, shard_from_arrays
 from fedmpi.errors import DataError
+from fedmpi.workers.shards import prepare
 
 Dataset = tuple[Path, Index]
 SaveNpz = Callable[..., Recipe]

@@ -5,9 +5,9 @@ import pytest
 from rich.console import Console
 
 from fedmpi.config import Recipe
-from fedmpi.data.prepare import prepare
 from fedmpi.errors import DataError
 from fedmpi.study.inspect_data import _label_cells, inspect
+from fedmpi.workers.shards import prepare
 
 
 def inspected(folder: Path) -> str:

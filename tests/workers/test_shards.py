@@ -9,7 +9,6 @@ import pytest
 
 from fedmpi.config import Recipe
 from fedmpi.data.index import read_index
-from fedmpi.data.prepare import prepare as prepare_alone
 from fedmpi.errors import FedMPIError, RemoteError, UsageError
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
@@ -32,7 +31,7 @@ def test_the_same_bytes_as_from_one_process(world: World, folder: Path, shards: 
     def scenario(crew: Crew) -> None:
         index = prepare(RECIPE, for_each_worker, folder / "together", crew)
         assert index == read_index(folder / "together")
-        assert index == prepare_alone(RECIPE, for_each_worker, folder / "alone")
+        assert index == prepare(RECIPE, for_each_worker, folder / "alone")
         assert digests(folder / "together") == digests(folder / "alone")
 
     world.lead(scenario)
