@@ -20,6 +20,7 @@ from fedmpi.errors import FedMPIError, RemoteError
 
 if TYPE_CHECKING:
     from fedmpi.comm.endpoint import Endpoint
+    from fedmpi.workers.crew import Crew
 
 
 SECONDS_TO_SPEAK = 2.0
@@ -71,17 +72,22 @@ def _launched(launch: Launch) -> int:
 
 
 def _lead(endpoint: Endpoint, launch: Launch) -> int:
-    from fedmpi import cli
-    from fedmpi.workers.crew import Crew
-
-    crew = Crew(endpoint)
+    crew: Crew | None = None
 
     def lead() -> int:
+        from fedmpi import cli
+        from fedmpi.workers.crew import Crew
+
+        nonlocal crew
+        crew = Crew(endpoint)
         cli.main(sys.argv[1:], crew, launch.launcher)
         return 0
 
     status = _status_of(lead, 0)
-    crew.stop(status)
+    if crew is None:
+        endpoint.transport.abort(status)
+    else:
+        crew.stop(status)
     return status
 
 

@@ -213,22 +213,21 @@ def _defaults(arguments: Sequence[str]) -> RunOptions:
 @contextmanager
 def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> Iterator[Crew]:
     """The workers that a job asks for: the launch's ranks, or threads of this process."""
+    wanted = comm.workers if comm.workers != "auto" else _workers_for(path)
     if crew is None:
         if comm.transport == "mpi":
-            count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
             raise UsageError(
                 "transport = 'mpi', but no launcher started this process: "
-                f"run mpirun -n {count + 1} python -m fedmpi"
+                f"run mpirun -n {wanted + 1} python -m fedmpi"
             )
-        count = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers
-        if count > MOST_IN_PROCESS_WORKERS:
+        if wanted > MOST_IN_PROCESS_WORKERS:
             raise UsageError(
-                f"workers = {count}: expected at most {MOST_IN_PROCESS_WORKERS:,} in one process; "
-                f"run with mpirun -n {count + 1}"
+                f"workers = {wanted}: expected at most {MOST_IN_PROCESS_WORKERS:,} in one process; "
+                f"run with mpirun -n {wanted + 1}"
             )
         from fedmpi.workers.in_process import in_process_crew
 
-        with in_process_crew(count) as threads:
+        with in_process_crew(wanted) as threads:
             yield threads
         return
     ranks = len(crew.ranks) + 1
@@ -238,7 +237,11 @@ def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> I
             "without a launcher"
         )
     if not crew.ranks:
-        raise UsageError(_no_workers(comm, path, launcher))
+        what = f" for the {wanted} shards in {path}" if path else ""
+        raise UsageError(
+            f"{launcher} started 1 rank, which is the owner: no worker is left{what}; "
+            f"run with mpirun -n {wanted + 1}, or without a launcher"
+        )
     if comm.workers not in ("auto", ranks - 1):
         raise UsageError(
             f"workers({comm.workers}) + owner(1) != ranks({ranks}): run with "
@@ -247,18 +250,13 @@ def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> I
     yield crew
 
 
-def _no_workers(comm: CommConfig, path: str, launcher: str) -> str:
-    """One rank is the owner alone."""
-    wanted, what = IN_PROCESS_WORKERS if comm.workers == "auto" else comm.workers, ""
-    if path:
-        from fedmpi.data.index import read_index
+def _workers_for(path: str) -> int:
+    """As many workers as there are shards in a folder, if one is named."""
+    if not path:
+        return IN_PROCESS_WORKERS
+    from fedmpi.data.index import read_index
 
-        wanted = len(read_index(path).shards)
-        what = f" for the {wanted} shards in {path}"
-    return (
-        f"{launcher} started 1 rank, which is the owner: no worker is left{what}; "
-        f"run with mpirun -n {wanted + 1}, or without a launcher"
-    )
+    return len(read_index(path).shards)
 
 
 def _console(launcher: str) -> Console:

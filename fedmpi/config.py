@@ -241,6 +241,11 @@ class Config:
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a model's name")
+        if self.federated.mode == "scatter" and self.data.path:
+            raise UsageError(
+                f"path = {self.data.path!r} names prepared shards, but mode = 'scatter' splits a "
+                "source at the start: leave one of the two out"
+            )
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         require(
             self.name not in (".", "..") and not set(self.name) & set("/\\\0"),

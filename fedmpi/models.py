@@ -85,6 +85,15 @@ def uses_random(model: nn.Module, row_shape: RowShape) -> bool:
     return random.seen
 
 
+def smallest_batch(model: nn.Module, row_shape: RowShape) -> int:
+    """Rows that a training step needs at least: 2 if one alone is refused, as batch norm does."""
+    try:
+        _forward_zeros(model, row_shape, training=True, rows=1)
+    except ValueError:
+        return 2
+    return 1
+
+
 def task_loss(classes: int) -> Loss:
     """The loss of the task: cross-entropy on logits, or for regression the mean squared error."""
     return functional.cross_entropy if classes else functional.mse_loss
@@ -106,11 +115,11 @@ class _RandomOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _forward_zeros(model: nn.Module, row_shape: RowShape, training: bool) -> Any:
-    """The output for two rows of zeros; weights, buffers and the generator stay as they were."""
+def _forward_zeros(model: nn.Module, row_shape: RowShape, training: bool, rows: int = 2) -> Any:
+    """The output for rows of zeros; weights, buffers and the generator stay as they were."""
     trial = copy.deepcopy(model).cpu().train(training)  # a forward may write to buffers
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return trial(torch.zeros(2, *row_shape))
+        return trial(torch.zeros(rows, *row_shape))
 
 
 # ---- the models ----

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def main() -> None:
         for lr in row.lrs:
             run = RUNS / f"{name}-lr{lr:g}"
             if not (run / "model.h5").exists():
+                shutil.rmtree(run, ignore_errors=True)  # what an interrupted run left
                 launch(
                     chosen.ranks, "run", "--path", path, "--out", str(RUNS), "--name", run.name,
                     *row.options, "--fraction", "0.1", "--batch-size", "10", "--lr", str(lr),

@@ -19,6 +19,7 @@ class Channel(IntEnum):
     COMMAND = 2
     REPLY = 4
     COLLECTIVE = 6
+    ALARM = 8
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -72,6 +73,14 @@ class Endpoint:
         sender, note = self.transport.wait(lambda: self._poll(channel, source))
         header = decode(note)
         return Frame(sender, header.message, self._receive_tensors(header, sender, channel))
+
+    def poll(self, channel: Channel) -> Frame | None:
+        """The next frame on a channel, if one has arrived; of frames without buffers only."""
+        arrived = self.transport.poll_note(ANY, channel, HEADER_LIMIT)
+        if arrived is None:
+            return None
+        sender, note = arrived
+        return Frame(sender, decode(note).message, [])
 
     def flush(self) -> None:
         """Waits until everything sent has left its memory."""

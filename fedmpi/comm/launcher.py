@@ -38,9 +38,13 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launch | None:
     """
     for launcher, size_name, rank_name in _VARIABLES:
         size, rank = environ.get(size_name, ""), environ.get(rank_name, "")
+        if (
+            size_name == "PMI_SIZE"
+            and "SLURM_STEP_ID" in environ
+            and "HYDI_CONTROL_FD" not in environ
+        ):
+            launcher = "srun"
         if size.isdigit() and rank.isdigit() and (int(size) > 1 or "mpirun" in launcher):
-            if "PMI" in size_name and "SLURM_STEP_ID" in environ:
-                launcher = "srun"
             return Launch(launcher, int(size), int(rank))
     return None
 

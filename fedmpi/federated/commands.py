@@ -26,6 +26,7 @@ class SetUp(Command, frozen=True):
     row_shape: list[int]
     classes: int
     draws: bool
+    smallest_batch: int
 
 
 class SetUpScattered(Command, frozen=True):
@@ -111,16 +112,20 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
     torch.set_num_threads(command.config.compute.threads)
     device = pick(command.config.compute.device, worker.transport.local_rank)
     trainer = Trainer(
-        command.config, shard, tuple(command.row_shape), command.classes, command.draws, device
+        command.config,
+        shard,
+        tuple(command.row_shape),
+        command.classes,
+        command.draws,
+        command.smallest_batch,
+        device,
     )
     worker.store[TRAINER] = trainer
-    worker.store[MODEL] = wire_memory(
-        [torch.empty_like(v) for v in trainer.state.vectors], worker.transport.takes_gpu_memory
-    )
+    worker.store[MODEL] = wire_memory(trainer.start, worker.transport.takes_gpu_memory)
     return Ready(list(shard.ids), [shard.rows(c) for c in shard.ids], str(device))
 
 
-@handles(Train)
+@handles(Train, urgent=True)
 def train(worker: Worker, command: Train, tensors: list[torch.Tensor]) -> None:
     """Leaves the sum in the store for the `ReduceSum` that follows, the tally for `Report`."""
     trainer = worker.object(TRAINER, Trainer)
@@ -130,7 +135,7 @@ def train(worker: Worker, command: Train, tensors: list[torch.Tensor]) -> None:
     worker.store.setdefault(TALLIES, []).append(tally)
 
 
-@handles(Hop, always=True)
+@handles(Hop, always=True, urgent=True)
 def hop(worker: Worker, command: Hop, tensors: list[torch.Tensor]) -> None:
     """Passes the model on even when training fails: the next worker waits for it."""
     trainer = worker.object(TRAINER, Trainer)
@@ -143,7 +148,8 @@ def hop(worker: Worker, command: Hop, tensors: list[torch.Tensor]) -> None:
         worker.store.setdefault(TALLIES, []).append(tally)
     finally:
         for vector, trained in zip(model, trainer.start, strict=True):
-            vector.copy_(trained)
+            if vector is not trained:
+                vector.copy_(trained)
         pair = [worker.rank, command.destination]
         broadcast(worker.transport, pair, model, "star", command.chunk_bytes)
 

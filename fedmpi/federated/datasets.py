@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from fedmpi.config import Config
+from fedmpi import models
+from fedmpi.config import Config, DataConfig, Recipe
 from fedmpi.data.index import Index, check_workers, read_index
 from fedmpi.data.plan import Plan, plan
 from fedmpi.data.prepare import clients_in_memory
 from fedmpi.data.shard import Batch, load_test
+from fedmpi.errors import UsageError
 from fedmpi.federated.commands import Ready, SetUp, SetUpScattered
 from fedmpi.federated.rounds import Home
 from fedmpi.workers.crew import Crew
@@ -25,23 +29,31 @@ class Dataset(ABC):
     Attributes:
         row_shape: shape of a row.
         classes: number of classes, 0 for regression.
-        name: for messages and the summary.
+        recipe: what it was made with.
     """
 
     row_shape: tuple[int, ...]
     classes: int
-    name: str
+    recipe: Recipe
 
     @abstractmethod
     def test(self) -> Batch:
         """The held-out rows, normalised: x float32 [n, *row_shape], y [n]."""
 
     @abstractmethod
-    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
-        """Gives every worker its clients and its model; returns where the clients live."""
+    def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
+        """Gives every worker its clients and a model; returns where the clients live."""
 
-    def _set_up(self, config: Config, folder: str, draws: bool) -> SetUp:
-        return SetUp(config, folder, list(self.row_shape), self.classes, draws)
+    def _set_up(self, config: Config, folder: str, model: nn.Module) -> SetUp:
+        shape = self.row_shape
+        return SetUp(
+            config,
+            folder,
+            list(shape),
+            self.classes,
+            draws=models.uses_random(model, shape),
+            smallest_batch=models.smallest_batch(model, shape),
+        )
 
 
 class ShardedDataset(Dataset):
@@ -59,13 +71,13 @@ class ShardedDataset(Dataset):
         self.verify = verify
         self.row_shape = index.row_shape
         self.classes = index.classes
-        self.name = str(folder)
+        self.recipe = index.recipe
 
     def test(self) -> Batch:
         return load_test(self.folder, self.index, self.verify)
 
-    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
-        command = self._set_up(config, str(self.folder), draws)
+    def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
+        command = self._set_up(config, str(self.folder), model)
         return _home(crew, crew.ask(lambda rank: command, Ready))
 
 
@@ -81,7 +93,7 @@ class ScatteredDataset(Dataset):
         self.plan = made
         self.row_shape = made.source.row_shape
         self.classes = made.source.classes
-        self.name = made.source.name
+        self.recipe = made.recipe
 
     def test(self) -> Batch:
         blocks = list(self.plan.source.blocks("test"))
@@ -89,8 +101,8 @@ class ScatteredDataset(Dataset):
         y = np.concatenate([self.plan.normalisation.y(y) for _, y in blocks])
         return torch.from_numpy(x), torch.from_numpy(y)
 
-    def set_up_workers(self, config: Config, crew: Crew, draws: bool) -> Home:
-        command = SetUpScattered(self._set_up(config, "", draws), self.plan.normalisation)
+    def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
+        command = SetUpScattered(self._set_up(config, "", model), self.plan.normalisation)
         for rank in crew.ranks:
             arrays = clients_in_memory(self.plan, rank - 1)
             parts = (arrays.x, arrays.y, arrays.client_id, arrays.client_offset)
@@ -112,13 +124,33 @@ def open_dataset(config: Config, crew: Crew) -> Dataset:
         return ScatteredDataset(plan(data, workers))
     if data.path:
         folder, index = Path(data.path), read_index(data.path)
+        _refuse_other_recipe(data, index)
     else:
         folder, index = prepare_once(data, workers, None if crew.in_process else crew)
     check_workers(index, folder, workers)
     return ShardedDataset(folder, index, data.verify)
 
 
+def _refuse_other_recipe(data: DataConfig, index: Index) -> None:
+    """Options that the shards were not prepared with would be passed over in silence."""
+    for option in fields(Recipe):
+        asked, made = getattr(data, option.name), getattr(index.recipe, option.name)
+        if option.name not in ("root", "download") and asked not in (made, option.default):
+            raise UsageError(
+                f"{option.name} = {asked!r}, but {data.path} was prepared with {made!r}: leave the "
+                "option out, or prepare other shards"
+            )
+
+
 def _home(crew: Crew, replies: list[Ready]) -> Home:
+    devices = zip(crew.ranks, (ready.device for ready in replies), strict=True)
+    kinds = {device.partition(":")[0]: rank for rank, device in devices}
+    if len(kinds) > 1:
+        found = ", ".join(f"{kind} on rank {rank}" for kind, rank in sorted(kinds.items()))
+        raise UsageError(
+            f"workers train on different kinds of device ({found}), which round differently: "
+            "choose nodes of one kind, or --device cpu"
+        )
     home = Home({}, {})
     for rank, ready in zip(crew.ranks, replies, strict=True):
         home.rank.update(dict.fromkeys(ready.clients, rank))

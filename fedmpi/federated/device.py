@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +27,18 @@ def pick(wanted: str, local_rank: int) -> torch.device:
             f"device = 'cuda', but PyTorch sees no GPU here (its CUDA: {build}): "
             "ask for a node with a GPU, install a CUDA build of torch, or use --device cpu"
         )
-    return torch.device("cuda", local_rank % gpus) if gpus else torch.device("cpu")
+    if not gpus:
+        return torch.device("cpu")
+    _make_deterministic()
+    return torch.device("cuda", local_rank % gpus)
+
+
+def _make_deterministic() -> None:
+    """The same kernels on every run, and none of reduced precision, for the same bits."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def wire_memory(vectors: Sequence[torch.Tensor], takes_gpu_memory: bool) -> list[torch.Tensor]:

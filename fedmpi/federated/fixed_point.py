@@ -1,8 +1,9 @@
 """The exact sum: updates in 64-bit fixed point, so that the order of adding is nothing.
 
-A client's update enters as round(p * delta * 2^32) in int64, where its weight p is at
+A client's update enters as round(p * delta * 2^40) in int64, where its weight p is at
 most 1 and all weights of a round add up to 1. Integer addition is associative, hence the
-sum has the same bits on one process or on 64 ranks, over a star or a tree.
+sum has the same bits on one process or on 64 ranks, over a star or a tree. What a client
+loses by rounding is at most 2^-41.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from itertools import islice
 
 import torch
 
-RESOLUTION = 32
+RESOLUTION = 40
 """Fractional bits."""
-LIMIT = 2.0**30
+LIMIT = 2.0**22
 """Largest |delta|: below it no sum of a round can leave int64."""
 CHUNK = 2**16
 """Elements that are worked on at once: scratch memory that stays in the cache."""
@@ -51,12 +52,12 @@ class ExactSum:
             None, or why the update was left out: the sum is then unchanged.
         """
         scale = weight * 2.0**RESOLUTION
-        for added, (delta, places) in enumerate(_deltas(local, start)):
-            refusal = _refusal(delta)
+        for added, (mine, its_start, places) in enumerate(_pieces(local, start)):
+            delta, refusal = _delta(mine, its_start)
             if refusal is not None:
                 # Rare: what the pieces before this one added is taken back, to the bit.
-                for earlier, its_places in islice(_deltas(local, start), added):
-                    self.total[its_places] -= self._fixed(earlier, scale)
+                for mine, its_start, places in islice(_pieces(local, start), added):
+                    self.total[places] -= self._fixed(_delta(mine, its_start)[0], scale)
                 return refusal
             self.total[places] += self._fixed(delta, scale)
         return None
@@ -70,21 +71,8 @@ class ExactSum:
 
 def unusable(local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]) -> str | None:
     """Why the update local - start cannot be summed: NaN, infinite, or beyond LIMIT; else None."""
-    refusals = (_refusal(delta) for delta, _ in _deltas(local, start))
+    refusals = (_delta(mine, its_start)[1] for mine, its_start, _ in _pieces(local, start))
     return next((refusal for refusal in refusals if refusal is not None), None)
-
-
-def _refusal(delta: torch.Tensor) -> str | None:
-    # Both ends are NaN if any value is: one pass finds all that is unusable.
-    low, high = (float(end) for end in torch.aminmax(delta))
-    largest = max(-low, high)
-    if largest < LIMIT:
-        return None
-    if largest != largest:
-        return "its update contains NaN"
-    if largest == float("inf"):
-        return "its update is infinite"
-    return f"its update reaches {largest:.3g}, beyond {LIMIT:.3g}"
 
 
 def apply_sum(state: Sequence[torch.Tensor], total: torch.Tensor, included: float) -> None:
@@ -100,24 +88,50 @@ def apply_sum(state: Sequence[torch.Tensor], total: torch.Tensor, included: floa
     offset = 0
     for vector in state:
         part = total[offset : offset + vector.numel()].to(torch.float64)
-        moved = part.mul_(2.0**-RESOLUTION / included).add_(vector)
+        part.mul_(2.0**-RESOLUTION / included)
         if vector.dtype == torch.bool:
-            vector.copy_(moved >= 0.5)
+            vector.copy_(part.add_(vector) >= 0.5)
         elif vector.is_floating_point():
-            vector.copy_(moved)
+            vector.copy_(part.add_(vector))
         else:
-            vector.copy_(moved.round_())
+            # In integers, since float64 would not keep a large one as it is.
+            vector.copy_(vector.to(torch.int64).add_(part.round_().to(torch.int64)))
         offset += vector.numel()
 
 
-def _deltas(
+def _pieces(
     local: Sequence[torch.Tensor], start: Sequence[torch.Tensor]
-) -> Iterator[tuple[torch.Tensor, slice]]:
-    """The update in pieces of at most CHUNK elements, each with its place in the sum."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, slice]]:
+    """Both states in pieces of at most CHUNK elements, each with its place in the sum."""
     offset = 0
     for mine, its_start in zip(local, start, strict=True):
         for a, b in zip(mine.split(CHUNK), its_start.split(CHUNK), strict=True):
             if a.numel():
-                delta = a - b if a.is_floating_point() else a.double() - b.double()
-                yield delta, slice(offset, offset + a.numel())
+                yield a, b, slice(offset, offset + a.numel())
                 offset += a.numel()
+
+
+def _delta(mine: torch.Tensor, its_start: torch.Tensor) -> tuple[torch.Tensor, str | None]:
+    """The update of a piece, and why it cannot be summed, if so."""
+    if not mine.is_floating_point():
+        mine, its_start = mine.to(torch.int64), its_start.to(torch.int64)
+    delta = mine - its_start
+    refusal = _refusal(delta)
+    if refusal is not None:
+        # A constant of the model may be infinite, as a mask's are: it has not moved.
+        delta = torch.where(mine == its_start, torch.zeros_like(delta), delta)
+        refusal = _refusal(delta)
+    return delta, refusal
+
+
+def _refusal(delta: torch.Tensor) -> str | None:
+    # Both ends are NaN if any value is: one pass finds all that is unusable.
+    low, high = (float(end) for end in torch.aminmax(delta))
+    largest = max(-low, high)
+    if largest < LIMIT:
+        return None
+    if largest != largest:
+        return "its update contains NaN"
+    if largest == float("inf"):
+        return "its update is infinite"
+    return f"its update reaches {largest:.3g}, beyond {LIMIT:.3g}"

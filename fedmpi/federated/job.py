@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from fedmpi import models
-from fedmpi.config import Config
+from fedmpi.config import Config, DataConfig
+from fedmpi.errors import UsageError
 from fedmpi.federated.cohort import cohort_of_round
 from fedmpi.federated.commands import ClientsEvaluated, EvaluateClients
 from fedmpi.federated.datasets import Dataset, open_dataset
@@ -46,6 +47,7 @@ class Job:
         crew: idle workers, at least one.
 
     Attributes:
+        config: with what was left open filled in, so that it says how to do the same again.
         model: the owner's; its first weights depend on the seed alone.
         dataset: what is trained and evaluated on.
 
@@ -59,10 +61,15 @@ class Job:
         self.crew = crew
         torch.set_num_threads(config.compute.threads)
         self.dataset: Dataset = open_dataset(config, crew)
+        if config.federated.target_accuracy and not self.dataset.classes:
+            raise UsageError(
+                f"target_accuracy = {config.federated.target_accuracy} with a regression, which "
+                "has no accuracy: leave it out"
+            )
         self.model = self._make_model()
-        draws = models.uses_random(self.model, self.dataset.row_shape)
-        home = self.dataset.set_up_workers(config, crew, draws)
+        home = self.dataset.set_up_workers(config, crew, self.model)
         device = pick(config.compute.device, crew.endpoint.transport.local_rank)
+        self.config = _resolved(config, self.dataset, crew, device)
         state = FlatState(self.model, device)
         self._rounds = _KINDS[config.federated.mode](config, crew, home, state)
         self._clients = sorted(home.rows)
@@ -117,7 +124,7 @@ class Job:
                 )
             )
             ended = now
-            if found and self.dataset.classes and 0 < federated.target_accuracy <= found.metric:
+            if found and 0 < federated.target_accuracy <= found.metric:
                 break
 
     def _evaluate(self, number: int, observer: Observer) -> Evaluation:
@@ -134,3 +141,15 @@ class Job:
             ]
             observer.clients(sorted(clients, key=lambda c: c.client))
         return found
+
+
+def _resolved(config: Config, dataset: Dataset, crew: Crew, device: torch.device) -> Config:
+    data = config.data
+    return replace(
+        config,
+        data=DataConfig(
+            **vars(dataset.recipe), path=data.path, cache_mib=data.cache_mib, verify=data.verify
+        ),
+        comm=replace(config.comm, workers=len(crew.ranks)),
+        compute=replace(config.compute, device="cpu" if device.type == "cpu" else "cuda"),
+    )

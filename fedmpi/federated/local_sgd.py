@@ -18,6 +18,7 @@ def local_sgd(
     *,
     epochs: int,
     batch_size: int | None,
+    smallest_batch: int = 1,
     lr: float,
     seed: int,
 ) -> float:
@@ -30,6 +31,7 @@ def local_sgd(
         y: int64 or float32 [n].
         epochs: E; every epoch visits all rows once, in a new order.
         batch_size: B, the last batch of an epoch may be smaller; None: all rows at once.
+        smallest_batch: a last batch of fewer rows is joined to the one before.
         lr: learning rate.
         seed: of the orders.
 
@@ -40,15 +42,18 @@ def local_sgd(
     parameters = [p for p in model.parameters() if p.requires_grad]
     rows = len(x)
     step = min(batch_size or rows, rows)
+    sizes = [step] * (rows // step) + [rows % step] * (rows % step > 0)
+    if sizes[-1] < smallest_batch and len(sizes) > 1:
+        sizes[-2:] = [sizes[-2] + sizes[-1]]
     orders = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _ in range(epochs):
-        if step == rows:
+        if len(sizes) == 1:
             batches = [(x, y)]
         else:
             # One gather an epoch: the batches are then views of neighbouring rows.
             order = torch.randperm(rows, generator=orders).to(x.device)
-            batches = list(zip(x[order].split(step), y[order].split(step), strict=True))
+            batches = list(zip(x[order].split(sizes), y[order].split(sizes), strict=True))
         for bx, by in batches:
             loss = loss_of(model(bx), by)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -112,18 +112,21 @@ class Rounds(ABC):
         clock = time.perf_counter
         begun = clock()
         ranks = self._send(number, cohort, lr)
-        sent, cpu = clock(), time.process_time()
+        sent, cpu = clock(), time.thread_time()
         self._receive()
         reports = self._hear(ranks)
-        heard, cpu = clock(), time.process_time() - cpu
+        heard, cpu = clock(), time.thread_time() - cpu
         included, excluded = self._included(number, cohort, ranks, reports)
         self._update(included / sum(self.home.rows[c] for c in cohort))
         tallies = [report.tally for report in reports]
-        train, add, busy = self._seconds(tallies)
+        # A worker may begin before the owner has sent all: what overlaps counts as sending.
+        seconds = self._seconds(tallies)
+        overlap = min(1.0, (heard - sent) / max(seconds[2], 1e-9))
+        train, add, busy = (s * overlap for s in seconds)
         return Outcome(
             clients=len(cohort) - len(excluded),
             examples=included,
-            train_loss=sum(t.loss for t in tallies) / LOSS_UNIT / included,
+            train_loss=float(sum(t.loss for t in tallies)) / LOSS_UNIT / included,
             phases={
                 "broadcast": sent - begun,
                 "train": train,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from math import isfinite
 
 import msgspec
 import torch
@@ -12,6 +14,7 @@ import torch
 from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Shard
+from fedmpi.errors import UsageError
 from fedmpi.federated.evaluate import evaluate
 from fedmpi.federated.fixed_point import ExactSum, unusable
 from fedmpi.federated.flat_state import FlatState
@@ -20,8 +23,6 @@ from fedmpi.federated.seeds import derive
 
 LOSS_UNIT = 2.0**20
 """Losses are summed as integers, this many to one, so that their mean has the same bits too."""
-LARGEST_LOSS = 1e9
-"""A client whose mean loss is above this, or NaN, has diverged."""
 
 # In-process workers share PyTorch's default generator, from which dropout draws.
 _default_generator = threading.Lock()
@@ -38,13 +39,14 @@ class Tally(msgspec.Struct):
     """What a worker adds up over its clients of a round.
 
     Attributes:
-        loss: sum over included clients of rows x mean loss, in units of 1 / LOSS_UNIT.
+        loss: sum over included clients of rows x mean loss, in units of 1 / LOSS_UNIT: an
+            integer, which may be longer than 64 bits.
         left_out: clients that are not in the sum.
         train_seconds: reading the rows and the local steps.
         sum_seconds: copying the model and adding the updates.
     """
 
-    loss: int = 0
+    loss: Decimal = Decimal(0)
     left_out: list[LeftOut] = []
     train_seconds: float = 0.0
     sum_seconds: float = 0.0
@@ -66,6 +68,7 @@ class Trainer:
         row_shape: shape of one row.
         classes: 0 for regression.
         draws: whether the model draws random numbers in training (dropout).
+        smallest_batch: rows that the model needs to train on (see `models.smallest_batch`).
         device: where the model lives.
     """
 
@@ -76,21 +79,29 @@ class Trainer:
         row_shape: tuple[int, ...],
         classes: int,
         draws: bool,
+        smallest_batch: int,
         device: torch.device,
     ) -> None:
         self.config = config
         self.clients = clients
         self.classes = classes
         self.draws = draws
+        self.smallest_batch = smallest_batch
+        self._refuse_small_clients()
         self.device = device
-        self.state = FlatState(models.build(config.model, row_shape, classes), device)
+        with _default_generator:
+            # What is not part of the state (random features, say) has to be the owner's too.
+            torch.manual_seed(derive(config.seed, "model"))
+            model = models.build(config.model, row_shape, classes)
+        self.state = FlatState(model, device)
         self.start = [torch.empty_like(v) for v in self.state.vectors]
         self.loss_of = models.task_loss(classes)
 
     def begin(self, vectors: Sequence[torch.Tensor]) -> None:
-        """Takes the global state as the start of every client to come."""
+        """Takes a state as the start of every client to come."""
         for mine, sent in zip(self.start, vectors, strict=True):
-            mine.copy_(sent, non_blocking=True)
+            if mine is not sent:
+                mine.copy_(sent, non_blocking=True)
 
     def train(self, client: int, round_number: int, lr: float) -> float:
         """Local SGD of one client on the resident model, as it stands; returns the mean loss."""
@@ -106,6 +117,7 @@ class Trainer:
                 y.to(self.device, non_blocking=True),
                 epochs=federated.epochs,
                 batch_size=None if batch == "full" else batch,
+                smallest_batch=self.smallest_batch,
                 lr=lr,
                 seed=derive(config.seed, "shuffle", round_number, client),
             )
@@ -115,6 +127,16 @@ class Trainer:
         with _default_generator:
             torch.manual_seed(derive(config.seed, "dropout", round_number, client))
             return update()
+
+    def _refuse_small_clients(self) -> None:
+        for client in self.clients.ids:
+            rows = self.clients.rows(client)
+            if rows < self.smallest_batch:
+                raise UsageError(
+                    f"client {client} has {rows} row, but model {self.config.model} trains on no "
+                    f"batch of fewer than {self.smallest_batch} (batch norm): use fewer clients, "
+                    "another partition, or a model without batch norm"
+                )
 
     def sum_updates(
         self, clients: Sequence[int], weights: Sequence[float], round_number: int, lr: float
@@ -167,9 +189,9 @@ class Trainer:
             t1 = clock()
             loss = self.train(client, round_number, lr)
             t2 = clock()
-            refusal = take(client) if loss < LARGEST_LOSS else f"its training loss is {loss:.3g}"
+            refusal = take(client) if isfinite(loss) else f"its training loss is {loss:.3g}"
             if refusal is None:
-                tally.loss += round(loss * self.clients.rows(client) * LOSS_UNIT)
+                tally.loss += Decimal(round(loss * self.clients.rows(client) * LOSS_UNIT))
             else:
                 tally.left_out.append(LeftOut(client, refusal))
             tally.train_seconds += t2 - t1

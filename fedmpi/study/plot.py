@@ -199,7 +199,7 @@ def _figure(width: float, height: float, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure
 
 

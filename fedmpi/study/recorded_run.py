@@ -30,7 +30,7 @@ def run(config: Config, crew: Crew, console: Console) -> RunFolder:
     """
     RunFolder.refuse_existing(config)
     job = Job(config, crew)
-    folder = RunFolder.create(config)
+    folder = RunFolder.create(job.config)
     rounds: list[RoundMetrics] = []
     with (
         MetricsWriter(folder.metrics) as lines,
@@ -50,7 +50,7 @@ def run(config: Config, crew: Crew, console: Console) -> RunFolder:
                 job.run(Observer(after_round, client_lines.write))
         else:
             job.run(Observer(after_round, lambda clients: None))
-    save_model(folder.model, job.model, config)
+    save_model(folder.model, job.model, job.config)
     curve(rounds, folder.curve, folder.path.name)
-    console.print(f"written to {folder.path}", highlight=False, soft_wrap=True)
+    console.print(f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True)
     return folder

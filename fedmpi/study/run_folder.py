@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedmpi.config import Config, to_toml
@@ -46,7 +46,8 @@ class RunFolder:
                 f"cannot make the run's folder {error.filename}: {reason(error)}"
             ) from None
         with atomic(folder.config) as temporary:
-            temporary.write_text(to_toml(config), encoding="utf-8")
+            # Without the name, which is taken: the file is there to be run again.
+            temporary.write_text(to_toml(replace(config, name="")), encoding="utf-8")
         return folder
 
     @staticmethod

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
 import msgspec
 import torch
@@ -61,11 +61,21 @@ class Failure(Reply, frozen=True):
 C = TypeVar("C", bound=Command)
 Handler = Callable[["Worker", Any, list[torch.Tensor]], Reply | None]
 
-_handlers: dict[type[Command], tuple[Handler, bool, bool]] = {}
+
+class Entry(NamedTuple):
+    """How a command is obeyed; see `handles`."""
+
+    handler: Handler
+    replies: bool
+    always: bool
+    urgent: bool
+
+
+_handlers: dict[type[Command], Entry] = {}
 
 
 def handles(
-    command: type[C], *, replies: bool = False, always: bool = False
+    command: type[C], *, replies: bool = False, always: bool = False, urgent: bool = False
 ) -> Callable[[Callable[[Worker, C, list[torch.Tensor]], Reply | None]], Handler]:
     """Enters a handler for a command into the table.
 
@@ -73,18 +83,19 @@ def handles(
         command: its type; the type's name is its name on the wire.
         replies: the owner waits for an answer, so a failure is one too.
         always: run it even after an earlier failure: others wait for its messages.
+        urgent: a failure ends the job: the owner hears of it at once, whatever it waits for.
     """
 
     def enter(handler: Handler) -> Handler:
-        _handlers[command] = (handler, replies, always)
+        _handlers[command] = Entry(handler, replies, always, urgent)
         _decoder.cache_clear()
         return handler
 
     return enter
 
 
-def handler_of(command: Command) -> tuple[Handler, bool, bool]:
-    """The handler of a command, whether it replies, and whether it always runs."""
+def entry_of(command: Command) -> Entry:
+    """How a command is obeyed."""
     return _handlers[type(command)]
 
 

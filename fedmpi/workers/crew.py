@@ -19,6 +19,8 @@ R = TypeVar("R", bound=Reply)
 class Crew:
     """All workers of a job, as the owner sees them.
 
+    Any wait of the owner may raise `RemoteError`, when a worker fails at an urgent command.
+
     Args:
         endpoint: of rank 0.
 
@@ -33,6 +35,7 @@ class Crew:
         self.ranks = range(1, endpoint.size)
         self.in_process = endpoint.transport.in_process
         self.busy = False
+        endpoint.transport.watch = self._hear_alarm
 
     def tell(self, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Sends a command and returns; the tensors must not change before the next wait."""
@@ -82,6 +85,11 @@ class Crew:
         for rank in self.ranks:
             self.endpoint.send(rank, Channel.COMMAND, Stop(status))
         self.endpoint.flush()
+
+    def _hear_alarm(self) -> None:
+        frame = self.endpoint.poll(Channel.ALARM)
+        if frame is not None:
+            raise _remote_error(frame.source, msgspec.msgpack.decode(frame.message, type=Failure))
 
 
 def _remote_error(rank: int, failure: Failure) -> RemoteError:

@@ -27,7 +27,8 @@ def in_process_crew(workers: int) -> Iterator[Crew]:
             Worker(Endpoint(hub.transport(rank))).serve()
         except Aborted:
             pass
-        except Exception:
+        except BaseException:
+            # Whatever it is, the owner must not wait for this rank any longer.
             traceback.print_exc()
             hub.abort(1)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import torch
 
 from fedmpi.config import Recipe
-from fedmpi.data.files import reason
+from fedmpi.data.files import abandoned, reason, temporary_name
+from fedmpi.data.folder import make_room, remove_unfinished
 from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, read_index
 from fedmpi.data.plan import Plan, auto_path, plan
-from fedmpi.data.prepare import clear_folder, write_index, write_shards, write_test
+from fedmpi.data.prepare import write_index, write_shards, write_test
 from fedmpi.errors import DataError, FedMPIError
 from fedmpi.workers.command import Command, Reply, handles
 from fedmpi.workers.crew import Crew
@@ -61,7 +61,7 @@ def prepare(
         UsageError, DataError: here, or as `RemoteError` from a worker.
     """
     made = plan(recipe, shards)  # refuses a recipe that cannot be, before anything is touched
-    clear_folder(folder, overwrite)
+    make_room(folder, shards, made.recipe.source, overwrite)
     try:
         if crew is None:
             infos, test = write_shards(made, folder, range(shards)), write_test(made, folder)
@@ -70,7 +70,7 @@ def prepare(
         return write_index(made, folder, infos, test)
     except BaseException:
         # Shards without an index are no dataset, and a full disk needs the room.
-        clear_folder(folder, overwrite=True)
+        remove_unfinished(folder, shards)
         raise
 
 
@@ -99,7 +99,9 @@ def prepare_once(recipe: Recipe, shards: int, crew: Crew | None) -> tuple[Path, 
     """
     folder = auto_path(recipe, shards)
     if not (folder / INDEX_FILE).exists():
-        temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        for remains in abandoned(folder):
+            shutil.rmtree(remains, ignore_errors=True)
+        temporary = temporary_name(folder)
         try:
             prepare(recipe, shards, temporary, crew, overwrite=True)
             try:

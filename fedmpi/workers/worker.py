@@ -10,7 +10,7 @@ import torch
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.threads import Aborted
 from fedmpi.errors import FedMPIError, UsageError
-from fedmpi.workers.command import Command, Failure, Stop, decode_command, handler_of
+from fedmpi.workers.command import Command, Failure, Stop, decode_command, entry_of
 
 OWNER = 0
 """Rank of the owner."""
@@ -53,23 +53,25 @@ class Worker:
             self._obey(command, frame.tensors)
 
     def _obey(self, command: Command, tensors: list[torch.Tensor]) -> None:
-        handler, replies, always = handler_of(command)
+        entry = entry_of(command)
         reply = None
-        if self._failure is None or always:
+        if self._failure is None or entry.always:
             try:
-                reply = handler(self, command, tensors)
+                reply = entry.handler(self, command, tensors)
             except Aborted:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a person's model may call sys.exit
                 self._failure = self._failure or describe_failure(error)
-        if replies:
+                if entry.urgent:
+                    self.endpoint.send(OWNER, Channel.ALARM, self._failure)
+        if entry.replies:
             answer = self._failure or reply
             self._failure = None
             assert answer is not None, f"the handler of {type(command).__name__} owes a reply"
             self.endpoint.send(OWNER, Channel.REPLY, answer)
 
 
-def describe_failure(error: Exception) -> Failure:
+def describe_failure(error: BaseException) -> Failure:
     """An exception as it travels: a refusal needs no traceback, a bug does."""
     if isinstance(error, FedMPIError):
         return Failure(str(error), error.exit_status, "")
