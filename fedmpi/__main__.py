@@ -57,7 +57,7 @@ def _launched(launch: Launch) -> int:
         # Ctrl-C reaches every rank of a terminal; rank 0 alone decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     else:
-        LAST_WORDS.listen()
+        LAST_WORDS.listen(launch.launcher)
 
     def take_part() -> int:
         from fedmpi.comm.endpoint import Endpoint
@@ -98,8 +98,7 @@ def _obey(endpoint: Endpoint) -> int:
         # The rooms that define commands: what is not imported is not in the table.
         import fedmpi.federated.commands
         import fedmpi.study.info
-        import fedmpi.workers.shards
-        import fedmpi.workers.vectors  # noqa: F401
+        import fedmpi.workers.shards  # noqa: F401
         from fedmpi.workers.worker import Worker
 
         nonlocal told_to_stop

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from pathlib import Path
 
 # A session of its own and deaf ears: what is sent to the ranks' process groups passes it by.
 _SHELL = """
@@ -34,19 +35,25 @@ class LastWords:
         self.status = ""
         self._pipe: int | None = None
 
-    def listen(self) -> None:
+    def listen(self, launcher: str) -> None:
         """Starts the shell; where there is none, there are no last words.
 
         To be called before MPI starts, which may not like its processes to fork.
+
+        Args:
+            launcher: its name. That of Open MPI stops forwarding what its ranks print before
+                it ends them: for that one the shell prints where the launcher itself does.
         """
         reader, writer = os.pipe()
         # A shell that was stopped, and then a full pipe, must not stop the job.
         os.set_blocking(writer, False)
+        errors = _errors_of_parent() if "Open MPI" in launcher else None
         try:
             subprocess.Popen(
                 ["/bin/sh", "-c", _SHELL],
                 stdin=reader,
                 stdout=subprocess.DEVNULL,
+                stderr=errors,
                 start_new_session=True,
             )
         except OSError:
@@ -55,6 +62,8 @@ class LastWords:
             self._pipe = writer
         finally:
             os.close(reader)
+            if errors is not None:
+                os.close(errors)
         self.keep("")
 
     def keep(self, status: str) -> None:
@@ -71,6 +80,19 @@ class LastWords:
         if self._pipe is not None:
             with contextlib.suppress(OSError):
                 os.write(self._pipe, f"{line}\n".encode())
+
+
+def _errors_of_parent() -> int | None:
+    """Stderr of the parent process, opened anew; None where that cannot be done safely."""
+    parent = Path("/proc") / str(os.getppid())
+    try:
+        flags = (parent / "fdinfo" / "2").read_text().partition("flags:")[2].split()[0]
+        # In a plain file, what it writes next would go over what we have written.
+        if (parent / "fd" / "2").is_file() and not int(flags, 8) & os.O_APPEND:
+            return None
+        return os.open(parent / "fd" / "2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 LAST_WORDS = LastWords()
