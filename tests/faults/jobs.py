@@ -188,7 +188,9 @@ def started(
     if launcher:
         command = [launcher.mpirun, "-n", str(ranks), *command]
     folder = Path.cwd().parent
-    with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
+    with open(folder / "stdout", "ab") as out, open(folder / "stderr", "ab") as err:
+        out.truncate(0)
+        err.truncate(0)
         process = subprocess.Popen(
             [*before, *command],
             stdin=subprocess.DEVNULL,

@@ -56,9 +56,7 @@ def test_a_run_that_exists(refused, prepared: Path, here: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["it", ""])
-def test_a_folder_that_cannot_be(
-    refused, prepared: Path, out: str, words: str, name: str
-) -> None:
+def test_a_folder_that_cannot_be(refused, prepared: Path, out: str, words: str, name: str) -> None:
     error = refused(*RUN, f"--path={prepared}", f"--out={out}", f"--name={name}")
     assert "cannot make the run's folder" in str(error)
     assert words in str(error)
@@ -84,7 +82,7 @@ def test_shards_of_a_recipe_without_their_index(refused, here: Path) -> None:
 
 @pytest.mark.launch
 def test_a_read_only_disk(can_mount: None, prepared: Path, here: Path) -> None:
-    script = "mkdir small && mount -t tmpfs -o ro tmpfs small && exec \"$@\""
+    script = 'mkdir small && mount -t tmpfs -o ro tmpfs small && exec "$@"'
     before = ["unshare", "-m", "sh", "-c", script, "sh"]
     done = run(None, 1, *RUN, "--path", prepared, "--out=small", before=before)
     done.told("cannot make the run's folder small/it: Read-only file system")
