@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+import fedmpi.workers.vectors  # noqa: F401 - whoever obeys a round also broadcasts and sums
 from fedmpi.comm.collective import broadcast
 from fedmpi.config import Config
 from fedmpi.data.index import read_index

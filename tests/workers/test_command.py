@@ -16,12 +16,12 @@ from fedmpi.comm.frame import ProtocolError
 from fedmpi.config import Config, Recipe
 from fedmpi.data.normalise import Normalisation
 from fedmpi.workers import command as table
-from fedmpi.workers.command import Command, Stop, decode_command, handler_of
+from fedmpi.workers.command import Command, Stop, decode_command, entry_of
 from fedmpi.workers.shards import WriteShards
 from fedmpi.workers.vectors import Route
 
 ROUTE = Route([0, 1, 2], "tree", 4096)
-SET_UP = federated.SetUp(Config(), "data/x", [1, 28, 28], 10, False)
+SET_UP = federated.SetUp(Config(), "data/x", [1, 28, 28], 10, False, 1)
 COMMANDS: list[Command] = [
     Stop(3),
     vectors.Broadcast("model", ROUTE, ["float32", "int64"], [1000, 3]),
@@ -49,8 +49,7 @@ def test_every_command_arrives_as_it_was_sent(command: Command) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=NAMES)
 def test_every_command_but_stop_has_a_handler(command: Command) -> None:
     if not isinstance(command, Stop):
-        handler, _, _ = handler_of(command)
-        assert callable(handler)
+        assert callable(entry_of(command).handler)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=NAMES)

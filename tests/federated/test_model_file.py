@@ -1,0 +1,136 @@
+"""model.h5 gives back every byte of a state, and says so when it cannot."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from torch import nn
+
+from fedmpi import models
+from fedmpi.comm.frame import DTYPES
+from fedmpi.config import Config, from_mapping
+from fedmpi.errors import DataError
+from fedmpi.federated.flat_state import FlatState
+from fedmpi.federated.model_file import load_model, save_model
+from tests.comm.worlds import same
+from tests.federated.factories import mixed, small_resnet
+
+
+def every_dtype() -> nn.Module:
+    """Random bytes of every dtype: as a matrix, without elements, and without dimensions."""
+    model = nn.Module()
+    for name, dtype in DTYPES.items():
+        if dtype.is_complex:
+            continue
+        high = 2 if dtype == torch.bool else 256
+        raw = torch.randint(0, high, (12 * dtype.itemsize,), dtype=torch.uint8).view(dtype)
+        model.register_buffer(f"{name}_matrix", raw.view(3, 4))
+        model.register_buffer(f"{name}_empty", raw[:0].view(0, 5))
+        model.register_buffer(f"{name}_scalar", raw[7])
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        every_dtype,
+        lambda: small_resnet((1, 8, 8), 10),
+        lambda: mixed((1, 8, 8), 10),
+        lambda: models.build("2nn", (1, 8, 8), 10),
+    ],
+    ids=["every dtype", "small_resnet", "mixed", "2nn"],
+)
+def test_every_byte_comes_back(make, tmp_path: Path) -> None:
+    model = make()
+    save_model(tmp_path / "model.h5", model, Config(seed=5))
+    found, expected = load_model(tmp_path / "model.h5"), model.state_dict()
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert same(found[name], tensor), name
+    if not isinstance(model, nn.Sequential):
+        return
+    other = make()
+    other.load_state_dict(found)
+    assert all(same(t, expected[name]) for name, t in other.state_dict().items())
+
+
+def test_a_model_on_flat_vectors_is_saved_alike(tmp_path: Path) -> None:
+    model = small_resnet((1, 8, 8), 10)
+    save_model(tmp_path / "plain.h5", model, Config())
+    FlatState(model)
+    save_model(tmp_path / "flat.h5", model, Config())
+    plain, flat = load_model(tmp_path / "plain.h5"), load_model(tmp_path / "flat.h5")
+    assert list(plain) == list(flat)
+    assert all(same(plain[name], flat[name]) for name in plain)
+
+
+def test_the_file_tells_where_it_comes_from(tmp_path: Path) -> None:
+    import tomllib
+
+    config = Config(seed=5, model="softmax", name="a run")
+    save_model(tmp_path / "model.h5", models.build("softmax", (4,), 3), config)
+    with h5py.File(tmp_path / "model.h5") as file:
+        assert file.attrs["model"] == "softmax"
+        assert from_mapping(tomllib.loads(file.attrs["config"]), "it") == config
+
+
+def damaged(path: Path, content: bytes) -> bool:
+    """Whether the file is refused by name; any answer but a refusal or a state fails."""
+    path.write_bytes(content)
+    try:
+        load_model(path)
+    except DataError as error:
+        return path.name in str(error) or pytest.fail(f"no file is named: {error}")
+    return False
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> bytes:
+    torch.manual_seed(0)
+    save_model(tmp_path / "model.h5", models.build("softmax", (1, 8, 8), 10), Config())
+    return (tmp_path / "model.h5").read_bytes()
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, content: bytes) -> None:
+    for length in (0, 1, 7, 8, 100, len(content) // 2, len(content) - 1):
+        assert damaged(tmp_path / "cut.h5", content[:length]), length
+
+
+def test_flipped_bytes_are_refused_or_read(tmp_path: Path, content: bytes) -> None:
+    """A flip within a weight cannot be seen; one in the structure is a refusal, never a crash."""
+    draw = random.Random(1)
+    refused = 0
+    for _ in range(150):
+        flipped = bytearray(content)
+        for _ in range(draw.randint(1, 8)):
+            flipped[draw.randrange(min(len(flipped), 4000))] ^= 1 << draw.randrange(8)
+        refused += damaged(tmp_path / "flipped.h5", bytes(flipped))
+    assert refused > 10
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.h5"):
+        load_model(tmp_path / "nowhere.h5")
+    assert damaged(tmp_path / "text.h5", b"not HDF5 at all" * 100)
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["state/weight"] = [1.0]
+    with pytest.raises(DataError, match=r"foreign\.h5"):
+        load_model(tmp_path / "foreign.h5")
+
+
+@pytest.mark.parametrize("dtype", ["float99", "nn", "float64", "", "manual_seed"])
+def test_a_dtype_that_is_none_is_refused(tmp_path: Path, content: bytes, dtype: str) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        file["state/1.bias"].attrs["dtype"] = dtype
+    with pytest.raises(DataError, match=r"model\.h5 is damaged"):
+        load_model(path)
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nosuch.*model\.h5"):
+        save_model(tmp_path / "nosuch" / "model.h5", nn.Linear(2, 2), Config())
