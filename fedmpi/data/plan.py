@@ -15,7 +15,7 @@ from fedmpi.config import Recipe
 from fedmpi.data.normalise import Normalisation, measure
 from fedmpi.data.partition import ClientOfRow, partition, workers_of_clients
 from fedmpi.data.source import Source
-from fedmpi.data.sources import SOURCES, open_source
+from fedmpi.data.sources import SOURCES, open_source, source_files
 
 AUTO_FOLDER = Path("data/auto")
 
@@ -106,16 +106,15 @@ def plan(recipe: Recipe, workers: int) -> Plan:
 def auto_path(recipe: Recipe, workers: int) -> Path:
     """Where the shards of a recipe go when no folder is named.
 
-    It changes with the recipe and, for a file of the user's own, with its size and date,
-    so that stale shards are never taken for new ones.
+    It changes with the recipe and with the path, size and date of the files that the source
+    is read from, so that the shards of others are never taken for them.
     """
     name = recipe.source if recipe.source in SOURCES else Path(recipe.source).stem
-    own_file = Path(recipe.source) if recipe.source not in SOURCES else None
-    state = b""
-    if own_file is not None and own_file.is_file():
-        status = own_file.stat()
-        state = f"{own_file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
-    short = hashlib.sha256(_recipe_bytes(recipe) + state).hexdigest()[:8]
+    digest = hashlib.sha256(_recipe_bytes(recipe))
+    for file in source_files(recipe):
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+    short = digest.hexdigest()[:8]
     clients = "" if recipe.partition == "natural" else f"-{recipe.clients}c"
     return AUTO_FOLDER / f"{name}-{recipe.partition}{clients}-{short}-{workers}w"
 

@@ -28,10 +28,19 @@ def open_source(recipe: Recipe) -> Source:
     if recipe.source in PACKAGED:
         return PACKAGED[recipe.source](recipe)
     if recipe.source in TORCHVISION:
-        return TORCHVISION[recipe.source](recipe)
+        return TORCHVISION[recipe.source].open(recipe)
     if Path(recipe.source).suffix in SUFFIXES:
         return open_own_file(recipe)
     raise UsageError(
         f"source = {recipe.source!r}{nearest(recipe.source, SOURCES)}: expected one of "
         f"{', '.join(SOURCES)}, or the path of a {', '.join(SUFFIXES)} file"
     )
+
+
+def source_files(recipe: Recipe) -> list[Path]:
+    """The files that a source is read from, as far as they are there; of a package, none."""
+    if recipe.source in PACKAGED:
+        return []
+    if recipe.source in TORCHVISION:
+        return TORCHVISION[recipe.source].files(recipe)
+    return [path for path in [Path(recipe.source)] if path.is_file()]

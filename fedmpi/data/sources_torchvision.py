@@ -7,7 +7,7 @@ nothing but the download. CIFAR is read by torchvision.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class IdxDataset:
         prefix: what the names of its files begin with.
         test: what the names of the files for evaluation begin with after that.
         split: torchvision's argument, for EMNIST only.
+        bare: whether the files may lie in the root itself. Those of Fashion-MNIST and KMNIST
+            may not: they have the names of MNIST's.
     """
 
     torchvision: str
@@ -42,38 +44,58 @@ class IdxDataset:
     test: str = "t10k"
     split: str = ""
 
+    bare: bool = True
+
     def open(self, recipe: Recipe) -> Source:
         """Finds the files in ROOT/NAME/raw or in ROOT itself, or downloads them."""
-        names = [
+        if recipe.download and not self.files(recipe):
+            arguments: dict[str, Any] = {"split": self.split} if self.split else {}
+            _torchvision_dataset(recipe, self.torchvision, download=True, **arguments)
+        files = self.files(recipe)
+        if not files:
+            folders = " or ".join(map(str, self._folders(recipe)))
+            raise _missing(recipe, f"needs {', '.join(self._names())} (or .gz) in {folders}")
+        x, y, x_test, y_test = files
+        return make_source(
+            recipe,
+            recipe.source,
+            idx_rows(x, 3),
+            idx_labels(y),
+            idx_rows(x_test, 3),
+            idx_labels(y_test),
+        )
+
+    def files(self, recipe: Recipe) -> list[Path]:
+        """Images and labels to train on, then those to evaluate on; none if one is missing."""
+        for folder in self._folders(recipe):
+            found = [path for name in self._names() if (path := find_idx(folder, name))]
+            if len(found) == len(self._names()):
+                return found
+        return []
+
+    def _names(self) -> list[str]:
+        return [
             f"{self.prefix}{part}-{kind}"
             for part in ("train", self.test)
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         ]
+
+    def _folders(self, recipe: Recipe) -> list[Path]:
         root = Path(recipe.root or DEFAULT_ROOT)
-        folders = (root / self.torchvision / "raw", root)
-        if recipe.download and not any(_find_all(folder, names) for folder in folders):
-            arguments: dict[str, Any] = {"split": self.split} if self.split else {}
-            _torchvision_dataset(recipe, self.torchvision, download=True, **arguments)
-        for folder in folders:
-            files = _find_all(folder, names)
-            if files:
-                x, y, x_test, y_test = files
-                return make_source(
-                    recipe,
-                    recipe.source,
-                    idx_rows(x, 3),
-                    idx_labels(y),
-                    idx_rows(x_test, 3),
-                    idx_labels(y_test),
-                )
-        raise _missing(recipe, f"needs {', '.join(names)} (or .gz) in {folders[0]} or {folders[1]}")
+        return [root / self.torchvision / "raw", *([root] if self.bare else [])]
 
 
 @dataclass(frozen=True)
 class CifarDataset:
-    """CIFAR-10 or CIFAR-100, whose class in torchvision.datasets is named here."""
+    """CIFAR-10 or CIFAR-100.
+
+    Attributes:
+        torchvision: its class in torchvision.datasets.
+        folder: of its files, under the root.
+    """
 
     torchvision: str
+    folder: str
 
     def open(self, recipe: Recipe) -> Source:
         """Reads the 50,000 and 10,000 images as uint8 [3, 32, 32]."""
@@ -85,11 +107,9 @@ class CifarDataset:
             arrays += [ArrayRows(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets)]
         return make_source(recipe, recipe.source, *arrays)
 
-
-def _find_all(folder: Path, names: list[str]) -> list[Path]:
-    """All the files, or none if one is missing."""
-    found = [path for name in names if (path := find_idx(folder, name))]
-    return found if len(found) == len(names) else []
+    def files(self, recipe: Recipe) -> list[Path]:
+        """The files that torchvision unpacked."""
+        return sorted((Path(recipe.root or DEFAULT_ROOT) / self.folder).glob("*"))
 
 
 def _torchvision_dataset(recipe: Recipe, name: str, **arguments: Any) -> Any:
@@ -112,12 +132,12 @@ def _missing(recipe: Recipe, problem: str) -> DataError:
     )
 
 
-TORCHVISION: Mapping[str, Callable[[Recipe], Source]] = {
-    "mnist": IdxDataset("MNIST").open,
-    "fashion_mnist": IdxDataset("FashionMNIST").open,
-    "kmnist": IdxDataset("KMNIST").open,
-    "emnist": IdxDataset("EMNIST", "emnist-balanced-", "test", "balanced").open,
-    "cifar10": CifarDataset("CIFAR10").open,
-    "cifar100": CifarDataset("CIFAR100").open,
+TORCHVISION: Mapping[str, IdxDataset | CifarDataset] = {
+    "mnist": IdxDataset("MNIST"),
+    "fashion_mnist": IdxDataset("FashionMNIST", bare=False),
+    "kmnist": IdxDataset("KMNIST", bare=False),
+    "emnist": IdxDataset("EMNIST", "emnist-balanced-", "test", "balanced"),
+    "cifar10": CifarDataset("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": CifarDataset("CIFAR100", "cifar-100-python"),
 }
 """The sources that torchvision can download, by name."""

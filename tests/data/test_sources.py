@@ -120,6 +120,24 @@ def test_idx_files(
         assert np.array_equal(np.concatenate(found)[:, 0], x)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")]
+)
+def test_files_in_the_root_itself_are_never_taken_for_another_dataset(
+    tmp_path: Path, write_idx: Callable[..., None], name: str, folder: str
+) -> None:
+    for stem in STEMS:
+        write_idx(tmp_path / stem, np.zeros((10, 28, 28) if "images" in stem else (10,)))
+    with pytest.raises(DataError, match=rf"{name} needs .* in {tmp_path}/{folder}/raw: on the"):
+        open_source(Recipe(name, root=str(tmp_path)))
+    for stem in STEMS:
+        (tmp_path / folder / "raw").mkdir(parents=True, exist_ok=True)
+        (tmp_path / stem).rename(tmp_path / folder / "raw" / stem)
+    assert open_source(Recipe(name, root=str(tmp_path))).train_rows == 10
+    with pytest.raises(DataError, match=r"mnist needs"):
+        open_source(Recipe("mnist", root=str(tmp_path)))
+
+
 def test_emnist_has_names_of_its_own(tmp_path: Path, write_idx: Callable[..., None]) -> None:
     raw = tmp_path / "EMNIST" / "raw"
     for part, rows in (("train", 94), ("test", 47)):
