@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,6 +43,27 @@ def reading(where: str | Path) -> Iterator[None]:
         raise DataError(f"cannot read {where}: {reason(error)}") from error
 
 
+def temporary_name(path: Path) -> Path:
+    """The name beside `path` under which this process writes it: `.NAME.tmp-HOST-PID`."""
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def is_abandoned(temporary: Path) -> bool:
+    """Whether the process that wrote under a temporary name was on this host and is no more."""
+    host, _, pid = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    return host == socket.gethostname() and pid.isdecimal() and not _alive(int(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary name beside `path`, which takes that name when the block succeeds.
@@ -53,13 +75,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         path: the file to write; its folder must exist.
 
     Yields:
-        `.NAME.tmp-PID` in the same folder, to be written by the caller.
+        `.NAME.tmp-HOST-PID` in the same folder, to be written by the caller.
 
     Raises:
         DataError: the system refused (no folder, no permission, disk full).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         yield temporary
         _sync(temporary)

@@ -11,47 +11,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.data.files import reason, sha256
+from fedmpi.data.files import sha256
+from fedmpi.data.folder import TEST_FILE, shard_file
 from fedmpi.data.hdf5 import create
-from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, save_index
+from fedmpi.data.index import Index, ShardInfo, TestInfo, save_index
 from fedmpi.data.plan import Plan
 from fedmpi.data.rows import Array
 from fedmpi.data.shard import SHARD_FORMAT, TEST_FORMAT, ShardArrays
-from fedmpi.errors import DataError, UsageError
 
 OPEN_FILES = 128
 """Shards written in one pass over the source; a process may often open only 1,024 files."""
-
-TEST_FILE = "test.h5"
-
-
-def shard_file(k: int) -> str:
-    """Name of shard `k`, which belongs to worker k + 1."""
-    return f"shard-{k + 1:04d}.h5"
-
-
-def clear_folder(folder: str | Path, overwrite: bool = False) -> None:
-    """Makes the folder of a dataset; with `overwrite` it removes the dataset that is there.
-
-    The index goes first, so that nobody takes a half-replaced dataset for a whole one.
-
-    Raises:
-        UsageError: the folder holds a dataset and `overwrite` is false.
-        DataError: the system refused.
-    """
-    folder = Path(folder)
-    if (folder / INDEX_FILE).exists() and not overwrite:
-        raise UsageError(
-            f"{folder} holds a prepared dataset: choose another folder with --out, or replace it "
-            "with --overwrite"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INDEX_FILE).unlink(missing_ok=True)
-        for old in (*folder.glob("shard-*.h5"), folder / TEST_FILE):
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {reason(error)}") from error
 
 
 def write_shards(plan: Plan, folder: str | Path, which: Sequence[int]) -> list[ShardInfo]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from fedmpi.config import Recipe
-from fedmpi.data.files import abandoned, reason, temporary_name
+from fedmpi.data.files import is_abandoned, reason, temporary_name
 from fedmpi.data.folder import make_room, remove_unfinished
 from fedmpi.data.index import INDEX_FILE, Index, ShardInfo, TestInfo, read_index
 from fedmpi.data.plan import Plan, auto_path, plan
 from fedmpi.data.prepare import write_index, write_shards, write_test
+from fedmpi.data.sources import open_source, source_files
 from fedmpi.errors import DataError, FedMPIError
 from fedmpi.workers.command import Command, Reply, handles
 from fedmpi.workers.crew import Crew
@@ -97,10 +98,13 @@ def prepare_once(recipe: Recipe, shards: int, crew: Crew | None) -> tuple[Path, 
     They appear under their name whole or not at all, so that jobs which start together
     do not meet half of them.
     """
+    if recipe.download and not source_files(recipe):
+        open_source(recipe)  # the folder's name depends on the files that it downloads
     folder = auto_path(recipe, shards)
     if not (folder / INDEX_FILE).exists():
-        for remains in abandoned(folder):
-            shutil.rmtree(remains, ignore_errors=True)
+        for other in folder.parent.glob(".*.tmp-*"):
+            if other.name.startswith(f".{folder.name}.tmp-") and is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
         temporary = temporary_name(folder)
         try:
             prepare(recipe, shards, temporary, crew, overwrite=True)

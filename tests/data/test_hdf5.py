@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> N
 def test_the_name_appears_at_the_end_only(tmp_path: Path) -> None:
     with atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
-        assert os.listdir(tmp_path) == [f".a.txt.tmp-{os.getpid()}"]
+        assert os.listdir(tmp_path) == [f".a.txt.tmp-{socket.gethostname()}-{os.getpid()}"]
     assert os.listdir(tmp_path) == ["a.txt"]
 
 

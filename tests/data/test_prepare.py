@@ -18,7 +18,6 @@ from fedmpi.data import source as source_module
 from fedmpi.data.index import Index, read_index
 from fedmpi.data.plan import auto_path, plan
 from fedmpi.data.prepare import (
-    clear_folder,
     clients_in_memory,
     write_index,
     write_shards,
@@ -27,6 +26,8 @@ from fedmpi.data.prepare import (
 from fedmpi.data.shard import load_test, open_shard
 from fedmpi.errors import DataError, UsageError
 from fedmpi.workers.shards import prepare
+
+IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 SaveNpz = Callable[..., Recipe]
 
@@ -84,7 +85,7 @@ def test_shards_written_apart_are_those_written_together(
     prepared: tuple[Path, Index], numbered: Recipe, tmp_path: Path
 ) -> None:
     folder = tmp_path / "apart"
-    clear_folder(folder)
+    folder.mkdir()
     infos = [write_shards(plan(numbered, 3), folder, [k])[0] for k in (2, 0, 1)]
     made = plan(numbered, 3)
     index = write_index(made, folder, [infos[1], infos[2], infos[0]], write_test(made, folder))
@@ -178,6 +179,33 @@ def test_auto_path(numbered: Recipe) -> None:
     assert own.name.startswith("own-dirichlet-20c-")
     os.utime(numbered.source, ns=(0, 0))
     assert auto_path(numbered, 7) != own
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("mnist", [f"{part}-ubyte" for part in IDX]),
+        ("fashion_mnist", [f"FashionMNIST/raw/{part}-ubyte.gz" for part in IDX]),
+        ("emnist", [f"emnist-balanced-{p.replace('t10k', 'test')}-ubyte" for p in IDX]),
+        ("cifar10", ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"]),
+        ("cifar100", ["cifar-100-python/train", "cifar-100-python/test"]),
+    ],
+)
+def test_auto_path_changes_with_the_raw_files(
+    name: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in ("a", "b"):
+        for file in files:
+            (tmp_path / root / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / root / file).write_bytes(b"raw")
+    a, b = (auto_path(Recipe(name, root=str(tmp_path / root)), 2) for root in "ab")
+    assert a != b
+    monkeypatch.chdir(tmp_path / "a")
+    assert auto_path(Recipe(name, root="../a"), 2) == a
+    os.utime(tmp_path / "a" / files[-1], ns=(0, 0))
+    later = auto_path(Recipe(name, root="."), 2)
+    (tmp_path / "a" / files[0]).write_bytes(b"other")
+    assert len({a, later, auto_path(Recipe(name, root="."), 2)}) == 3
 
 
 # The child's memory is limited to what it has after the imports and this much more.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import struct
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,25 @@ def test_prepare_once_leaves_nothing_behind_when_it_fails(
     with pytest.raises((ZeroDivisionError, FedMPIError)):
         prepare_once(RECIPE, 2, None)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_download_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Downloads:
+        class datasets:
+            @staticmethod
+            def MNIST(root: str, download: bool) -> None:
+                for part in ("train", "t10k"):
+                    for kind, shape in (("images-idx3", (40, 2, 2)), ("labels-idx1", (40,))):
+                        head = struct.pack(f">{len(shape) + 1}I", 2048 + len(shape), *shape)
+                        path = Path(root) / "MNIST" / "raw" / f"{part}-{kind}-ubyte"
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(head + bytes(math.prod(shape)))
+
+    module = "fedmpi.data.sources_torchvision"
+    monkeypatch.setattr(f"{module}.import_torchvision", lambda: Downloads)
+    recipe = Recipe("mnist", clients=2, download=True)
+    folder, _ = prepare_once(recipe, 1, None)
+    assert prepare_once(recipe, 1, None)[0] == folder
+    assert [*folder.parent.iterdir()] == [folder]
