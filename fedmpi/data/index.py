@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from fedmpi.errors import DataError, UsageError
 FORMAT = "fedmpi-index"
 VERSION = 1
 INDEX_FILE = "index.json"
+
+LARGEST_ROW = 2**31
+"""Most values of a row: a damaged shape must not make a model of any size."""
+MOST_DIMENSIONS = 31
+"""Of a row, since HDF5 has 32 for the rows together."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,23 @@ def read_index(folder: str | Path) -> Index:
 
 def _check(index: Index, path: Path) -> None:
     """Refuses an index whose parts contradict each other, or whose files lie elsewhere."""
-    if index.dtype not in ("uint8", "float32") or min(index.row_shape, default=0) < 1:
+    shape = index.row_shape
+    if (
+        index.dtype not in ("uint8", "float32")
+        or min(shape, default=0) < 1
+        or len(shape) > MOST_DIMENSIONS
+        or math.prod(shape) > LARGEST_ROW
+    ):
         raise DataError(
-            f"{path} is damaged: rows {index.dtype} {list(index.row_shape)}: expected uint8 or "
-            "float32 and positive sizes"
+            f"{path} is damaged: rows {index.dtype:.20} {list(shape[:MOST_DIMENSIONS])}: expected "
+            f"uint8 or float32 and positive sizes, at most {LARGEST_ROW:,} values"
         )
-    if (index.classes > 0) != (index.task == "classification"):
-        raise DataError(f"{path} is damaged: {index.task} with {index.classes} classes")
+    # No class is without a row, among those to train on or those held out.
+    rows = index.rows + index.test.rows
+    if (index.classes > 0) != (index.task == "classification") or index.classes > rows:
+        raise DataError(
+            f"{path} is damaged: {index.task} with {index.classes} classes in {rows} rows"
+        )
     if not index.normalisation.fits(index.row_shape):
         raise DataError(
             f"{path} is damaged: its normalisation has {len(index.normalisation.mean)} means and "
@@ -160,6 +176,12 @@ def _check(index: Index, path: Path) -> None:
             raise DataError(f"{path} is damaged: {info.file!r} is not a file's name in its folder")
         if info.rows < 1:
             raise DataError(f"{path} is damaged: {info.file} has {info.rows} rows")
+    for shard in index.shards:
+        if not 1 <= shard.clients <= shard.rows:
+            raise DataError(
+                f"{path} is damaged: {shard.file} has {shard.clients} clients with {shard.rows} "
+                "rows"
+            )
 
 
 def save_index(index: Index, folder: str | Path) -> None:
@@ -168,16 +190,23 @@ def save_index(index: Index, folder: str | Path) -> None:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n")
 
 
-def check_workers(index: Index, folder: str | Path, workers: int) -> None:
+def check_workers(index: Index, folder: str | Path, workers: int, launched: bool) -> None:
     """Refuses a dataset that has not as many shards as the job has workers.
+
+    Args:
+        index: of the dataset.
+        folder: where it is.
+        workers: of the job.
+        launched: whether they are ranks of a launch, and not threads of one process.
 
     Raises:
         UsageError: says what would be right.
     """
     shards = len(index.shards)
     if shards != workers:
+        threads = "" if launched else f" or --workers {shards}"
         raise UsageError(
             f"{shards} shard{'s' * (shards != 1)} in {folder} but {workers} "
-            f"worker{'s' * (workers != 1)}: run with mpirun -n {shards + 1}, or prepare again "
-            f"with --workers {workers}"
+            f"worker{'s' * (workers != 1)}: run with mpirun -n {shards + 1}{threads}, or prepare "
+            f"again with --workers {workers}"
         )

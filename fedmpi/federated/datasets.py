@@ -127,7 +127,7 @@ def open_dataset(config: Config, crew: Crew) -> Dataset:
         _refuse_other_recipe(data, index)
     else:
         folder, index = prepare_once(data, workers, None if crew.in_process else crew)
-    check_workers(index, folder, workers)
+    check_workers(index, folder, workers, launched=not crew.in_process)
     return ShardedDataset(folder, index, data.verify)
 
 

@@ -17,15 +17,19 @@ def test_workers_must_fit() -> None:
     class One:
         shards = (0,)
 
-    check_workers(Seven, "data/mnist5k", 7)  # type: ignore[arg-type]
+    check_workers(Seven, "data/mnist5k", 7, launched=True)  # type: ignore[arg-type]
     with pytest.raises(UsageError) as caught:
-        check_workers(Seven, "data/mnist5k", 4)  # type: ignore[arg-type]
+        check_workers(Seven, "data/mnist5k", 4, launched=True)  # type: ignore[arg-type]
     assert str(caught.value) == (
         "7 shards in data/mnist5k but 4 workers: run with mpirun -n 8, or prepare again with "
         "--workers 4"
     )
-    with pytest.raises(UsageError, match="1 shard in d but 2 workers: run with mpirun -n 2,"):
-        check_workers(One, "d", 2)  # type: ignore[arg-type]
+    with pytest.raises(UsageError) as caught:
+        check_workers(One, "d", 2, launched=False)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "1 shard in d but 2 workers: run with mpirun -n 2 or --workers 1, or prepare again with "
+        "--workers 2"
+    )
 
 
 def test_no_index(tmp_path: Path) -> None:
@@ -54,7 +58,15 @@ def test_truncated_index(prepared: tuple[Path, Index]) -> None:
         ({"dtype": "object"}, "damaged: rows object"),
         ({"row_shape": []}, "damaged: rows float32"),
         ({"row_shape": [3, -1]}, "damaged: rows float32"),
+        ({"row_shape": [1] * 32}, "damaged: rows float32"),
+        ({"row_shape": [3, 2**30]}, "at most 2,147,483,648 values"),
+        ({"classes": 201}, "damaged: classification with 201 classes in 200 rows"),
+        ({"classes": 2**62}, "damaged: classification with 46"),
         ({"shards": []}, "damaged: it lists no shards"),
+        (
+            {"shards": [{"file": "shard-0001.h5", "rows": 160, "clients": 161, "sha256": ""}]},
+            "shard-0001.h5 has 161 clients with 160 rows",
+        ),
         ({"normalisation": {"mean": [1, 2], "std": [1, 2]}}, "its normalisation has 2 means"),
         ({"normalisation": {"std": [0.0]}}, "a deviation of 0"),
         ({"recipe": {"clients": 0}}, "damaged: clients = 0"),
