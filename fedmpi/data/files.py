@@ -18,6 +18,8 @@ _DAMAGE = (
     OSError,
     EOFError,
     KeyError,
+    MemoryError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -143,4 +143,7 @@ def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise DataError(f"{where} keeps its data in another file: expected it in this one")
     if dataset.chunks is not None:
         raise DataError(f"{where} is chunked or compressed: expected a contiguous dataset")
+    # What was never written takes no room, however large it claims to be, and reads as zeros.
+    if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
+        raise DataError(f"{where} has no contents of the size that it claims: {dataset.shape}")
     return dataset

@@ -256,23 +256,35 @@ def _read_clients(
     file: h5py.File, clients: int, rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The clients and where their rows begin, if these add up."""
-    client_id = plain_dataset(file, "client/id")[()]
-    offset = plain_dataset(file, "client/offset")[()]
-    if client_id.shape != (clients,) or len(np.unique(client_id)) != clients:
+    client_id = _integers(file, "client/id", clients, f"{clients} different clients")
+    if len(np.unique(client_id)) != clients:
         raise DataError(
-            f"{file.filename}: /client/id: expected {clients} different clients, "
-            f"found {list(client_id.shape)}"
+            f"{file.filename}: /client/id: expected {clients} different clients, found some twice"
         )
-    if offset.shape != (clients + 1,) or offset[0] != 0 or offset[-1] != rows:
+    expected = f"{clients + 1} numbers from 0 to {rows}"
+    offset = _integers(file, "client/offset", clients + 1, expected)
+    if offset[0] != 0 or offset[-1] != rows:
         raise DataError(
-            f"{file.filename}: /client/offset: expected {clients + 1} numbers from 0 to {rows}, "
-            f"found {offset.size}"
-            + (f" from {offset.flat[0]} to {offset.flat[-1]}" if offset.size else "")
+            f"{file.filename}: /client/offset: expected {expected}, "
+            f"found them from {offset[0]} to {offset[-1]}"
         )
-    if (np.diff(offset) < 1).any():
-        client = int(client_id[int(np.argmax(np.diff(offset) < 1))])
+    empty = offset[1:] <= offset[:-1]
+    if empty.any():
+        client = client_id[int(np.argmax(empty))]
         raise DataError(f"{file.filename}: /client/offset: client {client} has no rows")
-    return client_id.astype(np.int64), offset.astype(np.int64)
+    return client_id, offset
+
+
+def _integers(file: h5py.File, name: str, count: int, expected: str) -> NDArray[np.int64]:
+    """A vector of the file, read only if it is as long as it has to be."""
+    dataset = plain_dataset(file, name)
+    if dataset.shape != (count,) or dataset.dtype != np.int64:
+        raise DataError(
+            f"{file.filename}: /{name}: expected {expected}, int64 [{count}], "
+            f"found {dataset.dtype} {list(dataset.shape or ())}"
+        )
+    numbers: NDArray[np.int64] = dataset[()]
+    return numbers
 
 
 def _require_finite(x: NDArray[Any], y: NDArray[Any], where: str) -> None:

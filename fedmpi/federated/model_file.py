@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -9,8 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedmpi.comm.frame import DTYPES
 from fedmpi.config import Config, to_toml
-from fedmpi.data.hdf5 import create, open_checked
+from fedmpi.data.files import reading
+from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError
 
 MODEL_FORMAT = "fedmpi-model"
@@ -41,21 +44,30 @@ def load_model(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         DataError: the file is missing, damaged or not a model.
     """
-    with open_checked(path, MODEL_FORMAT) as file:
-        try:
-            found: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
+    with open_checked(path, MODEL_FORMAT) as file, reading(path):
+        for name in _tensor_names(file, "state"):
+            dataset = plain_dataset(file, name)
+            found[name.removeprefix("state/")] = _as_tensor(dataset, f"{path} is damaged: /{name}")
+    return found
 
-            def take(name: str, item: h5py.Dataset | h5py.Group) -> None:
-                if isinstance(item, h5py.Dataset):
-                    dtype = getattr(torch, item.attrs["dtype"])
-                    found[item.name.removeprefix("/state/")] = (
-                        torch.from_numpy(item[()].reshape(-1)).view(dtype).reshape(item.shape)
-                    )
 
-            file["state"].visititems(take)
-            return found
-        except (KeyError, OSError, RuntimeError, TypeError, AttributeError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}") from None
+def _tensor_names(file: h5py.File, name: str) -> Iterator[str]:
+    """The datasets, and links to elsewhere, in a group: a name with a slash makes groups."""
+    hard = isinstance(file.get(name, getlink=True), h5py.HardLink)
+    if hard and file.get(name, getclass=True) is h5py.Group:
+        for part in file[name]:
+            yield from _tensor_names(file, f"{name}/{part}")
+    else:
+        yield name
+
+
+def _as_tensor(dataset: h5py.Dataset, where: str) -> torch.Tensor:
+    name = dataset.attrs["dtype"]
+    dtype = DTYPES.get(name)
+    if dtype is None or dtype.itemsize != dataset.dtype.itemsize:
+        raise DataError(f"{where} is stored as {dataset.dtype}: found the dtype {name!r}")
+    return torch.from_numpy(dataset[()].reshape(-1)).view(dtype).reshape(dataset.shape)
 
 
 def _as_array(tensor: torch.Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fedmpi
-from fedmpi.data.files import atomic, sha256
+from fedmpi.data.files import atomic, reading, sha256
 from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError
 
@@ -206,3 +206,9 @@ def test_only_plain_datasets(tmp_path: Path) -> None:
 def test_sha256_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none: No such file"):
         sha256(tmp_path / "none")
+
+
+@pytest.mark.parametrize("error", [MemoryError("16 TiB"), OverflowError("16 TiB")])
+def test_what_damaged_numbers_raise_is_told(error: Exception) -> None:
+    with pytest.raises(DataError, match=r"cannot read a.h5: 16 TiB"), reading("a.h5"):
+        raise error

@@ -203,8 +203,15 @@ def set_first(value: Any) -> Callable[[np.ndarray], np.ndarray]:
         ("x", lambda x: x.astype("S4"), r"/x: expected float32"),
         ("client/id", lambda ids: ids[:-1], r"/client/id: expected \d+ different clients"),
         ("client/id", lambda ids: ids * 0, r"/client/id: expected \d+ different clients"),
+        ("client/id", lambda ids: ids.astype(np.uint64), r"/client/id: .*int64.*found uint64"),
+        ("client/id", lambda ids: ids.astype(float), r"/client/id: expected .*found float64"),
+        ("client/offset", lambda o: o.astype(np.uint64), r"/client/offset: .*found uint64"),
         ("client/offset", set_first(1), r"/client/offset: expected \d+ numbers from 0 to"),
-        ("client/offset", lambda o: o[:0], r"/client/offset: expected \d+ numbers .*found 0"),
+        (
+            "client/offset",
+            lambda o: o[:0],
+            r"/client/offset: expected \d+ numbers .*found int64 \[0\]",
+        ),
         ("client/offset", lambda o: o[[0, 2, 1, *range(3, len(o))]], r"client \d+ has no rows"),
         ("client/offset", lambda o: o[[0, 0, *range(2, len(o))]], r"client \d+ has no rows"),
     ],
@@ -216,6 +223,18 @@ def test_contents_that_contradict_the_index(
     with h5py.File(folder / "shard-0001.h5", "r+") as file:
         replace(file, name, change)
     with pytest.raises(DataError, match=f"shard-0001.h5: .*{message}"):
+        open_shard(folder, index, 0, 1, verify=False)
+
+
+@pytest.mark.parametrize("name", ["x", "client/id"])
+def test_a_dataset_that_claims_more_than_the_file_has(prepared: Dataset, name: str) -> None:
+    """Its contents were never written: HDF5 would make terabytes of zeros of it."""
+    folder, index = prepared
+    with h5py.File(folder / "shard-0001.h5", "r+") as file:
+        dtype = file[name].dtype
+        del file[name]
+        file.create_dataset(name, (2**40,), dtype)
+    with pytest.raises(DataError, match=rf"shard-0001.h5: /{name} has no contents of the size"):
         open_shard(folder, index, 0, 1, verify=False)
 
 

@@ -131,6 +131,39 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path, content: bytes, dtype: 
         load_model(path)
 
 
+def test_a_link_to_elsewhere_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.h5"
+    (tmp_path / "other.h5").write_bytes(content)
+    with h5py.File(path, "r+") as file:
+        del file["state/1.bias"]
+        file["state/1.bias"] = h5py.ExternalLink("other.h5", "/state/1.bias")
+    with pytest.raises(DataError, match=r"model\.h5: /state/1.bias is a link to elsewhere"):
+        load_model(path)
+    with h5py.File(path, "r+") as file:
+        del file["state"]
+        file["state"] = h5py.ExternalLink("other.h5", "/state")
+    with pytest.raises(DataError, match=r"model\.h5: /state is a link to elsewhere"):
+        load_model(path)
+
+
+def test_a_tensor_larger_than_memory_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        del file["state/1.bias"]
+        file["state"].create_dataset("1.bias", (2**50,), "float32").attrs["dtype"] = "float32"
+    with pytest.raises(DataError, match=r"model\.h5: /state/1.bias has no contents of the size"):
+        load_model(path)
+
+
+def test_a_name_with_a_slash_comes_back(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a/b": nn.Linear(2, 3)})
+    save_model(tmp_path / "model.h5", model, Config())
+    found = load_model(tmp_path / "model.h5")
+    assert {k: v.tolist() for k, v in found.items()} == {
+        k: v.tolist() for k, v in model.state_dict().items()
+    }
+
+
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nosuch.*model\.h5"):
         save_model(tmp_path / "nosuch" / "model.h5", nn.Linear(2, 2), Config())
