@@ -111,7 +111,7 @@ class DataConfig(Recipe):
     path: str = ""
     """Folder of prepared shards; empty: made from the source at the first use, under data/."""
     cache_mib: int = 2048
-    """Memory a worker may fill with its clients' rows; the rest is read again from the shard."""
+    """Memory for a worker's clients, and for the owner's held-out rows; the rest is read again."""
     verify: bool = True
     """Compare every shard with the SHA-256 in the index before training."""
 

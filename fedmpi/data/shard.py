@@ -123,8 +123,8 @@ class Shard:
         where = f"{self.name}: client {client}"
         with reading(where):
             x, y = self._x[first:last], self._y[first:last]
-        _require_finite(x, y, where)
-        return _tensors(x, y, self._normalisation)
+        require_finite(x, y, where)
+        return tensors(x, y, self._normalisation)
 
     def _keep(self, client: int, batch: Batch) -> None:
         """Puts a client into the cache, and out of it those that waited longest."""
@@ -170,14 +170,14 @@ def open_shard(
     """
     info = index.shards[k]
     path = Path(folder) / info.file
-    file = _open_member(path, SHARD_FORMAT, index, info.sha256, verify)
+    file = open_member(path, SHARD_FORMAT, index, info.sha256, verify)
     try:
         with reading(path):
             for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
                 found = file.attrs.get(what)
                 if found != expected:
                     raise DataError(f"{path}: expected {what} = {expected}, found {found}")
-            x, y = _row_datasets(file, index, info.rows)
+            x, y = row_datasets(file, index, info.rows)
             client_id, client_offset = _read_clients(file, info.clients, info.rows)
     except DataError:
         file.close()
@@ -185,23 +185,7 @@ def open_shard(
     return Shard(str(path), x, y, client_id, client_offset, index.normalisation, cache_mib, file)
 
 
-def load_test(folder: str | Path, index: Index, verify: bool = True) -> Batch:
-    """The held-out rows, normalised, all in memory.
-
-    Returns:
-        x float32 [n, *row_shape] and y int64 or float32 [n].
-
-    Raises:
-        DataError: as `open_shard`.
-    """
-    path = Path(folder) / index.test.file
-    with _open_member(path, TEST_FORMAT, index, index.test.sha256, verify) as file, reading(path):
-        x, y = (dataset[()] for dataset in _row_datasets(file, index, index.test.rows))
-    _require_finite(x, y, str(path))
-    return _tensors(x, y, index.normalisation)
-
-
-def _open_member(path: Path, kind: str, index: Index, expected: str, verify: bool) -> h5py.File:
+def open_member(path: Path, kind: str, index: Index, expected: str, verify: bool) -> h5py.File:
     """Opens a file of a dataset, and with `verify` none but the one that the index lists.
 
     The bytes are compared before HDF5 sees them: a single flipped bit was seen to send it
@@ -227,7 +211,7 @@ def _open_member(path: Path, kind: str, index: Index, expected: str, verify: boo
     return file
 
 
-def _row_datasets(file: h5py.File, index: Index, rows: int) -> tuple[h5py.Dataset, h5py.Dataset]:
+def row_datasets(file: h5py.File, index: Index, rows: int) -> tuple[h5py.Dataset, h5py.Dataset]:
     """The datasets x and y, if their shapes, types and labels are those of the index."""
     x, y = plain_dataset(file, "x"), plain_dataset(file, "y")
     y_dtype = "int64" if index.classes else "float32"
@@ -287,13 +271,15 @@ def _integers(file: h5py.File, name: str, count: int, expected: str) -> NDArray[
     return numbers
 
 
-def _require_finite(x: NDArray[Any], y: NDArray[Any], where: str) -> None:
+def require_finite(x: NDArray[Any], y: NDArray[Any], where: str) -> None:
+    """Refuses rows with NaN or infinity. Raises `DataError`, which begins with `where`."""
     for name, values in (("x", x), ("y", y)):
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise DataError(f"{where} has NaN or infinity in {name}: expected finite numbers")
 
 
-def _tensors(x: NDArray[Any], y: NDArray[Any], normalisation: Normalisation) -> Batch:
+def tensors(x: NDArray[Any], y: NDArray[Any], normalisation: Normalisation) -> Batch:
+    """Raw rows and labels as they are trained on."""
     return torch.from_numpy(normalisation.x(x)), torch.from_numpy(normalisation.y(y))
 
 

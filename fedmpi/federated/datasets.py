@@ -6,18 +6,18 @@ from abc import ABC, abstractmethod
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from fedmpi import models
 from fedmpi.config import Config, DataConfig, Recipe
+from fedmpi.data.blocks import Blocks, held_out, held_out_of_source
 from fedmpi.data.index import Index, check_workers, read_index
 from fedmpi.data.plan import Plan, plan
 from fedmpi.data.prepare import clients_in_memory
-from fedmpi.data.shard import Batch, load_test
 from fedmpi.errors import UsageError
 from fedmpi.federated.commands import Ready, SetUp, SetUpScattered
+from fedmpi.federated.evaluate import BATCH
 from fedmpi.federated.rounds import Home
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.shards import prepare_once
@@ -37,8 +37,8 @@ class Dataset(ABC):
     recipe: Recipe
 
     @abstractmethod
-    def test(self) -> Batch:
-        """The held-out rows, normalised: x float32 [n, *row_shape], y [n]."""
+    def test(self) -> Blocks:
+        """The held-out rows, normalised, in the batches that are evaluated."""
 
     @abstractmethod
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
@@ -62,19 +62,21 @@ class ShardedDataset(Dataset):
     Args:
         folder: of the prepared dataset.
         index: its index.
+        cache_mib: memory for the held-out rows.
         verify: whether to check the SHA-256 of the held-out rows.
     """
 
-    def __init__(self, folder: Path, index: Index, verify: bool) -> None:
+    def __init__(self, folder: Path, index: Index, cache_mib: int, verify: bool) -> None:
         self.folder = folder
         self.index = index
+        self.cache_mib = cache_mib
         self.verify = verify
         self.row_shape = index.row_shape
         self.classes = index.classes
         self.recipe = index.recipe
 
-    def test(self) -> Batch:
-        return load_test(self.folder, self.index, self.verify)
+    def test(self) -> Blocks:
+        return held_out(self.folder, self.index, BATCH, self.cache_mib, self.verify)
 
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         command = self._set_up(config, str(self.folder), model)
@@ -87,19 +89,18 @@ class ScatteredDataset(Dataset):
     Args:
         made: which worker gets which rows; the clients are those of shards prepared from
             the same recipe, so that the numbers are the same too.
+        cache_mib: memory for the held-out rows.
     """
 
-    def __init__(self, made: Plan) -> None:
+    def __init__(self, made: Plan, cache_mib: int) -> None:
         self.plan = made
+        self.cache_mib = cache_mib
         self.row_shape = made.source.row_shape
         self.classes = made.source.classes
         self.recipe = made.recipe
 
-    def test(self) -> Batch:
-        blocks = list(self.plan.source.blocks("test"))
-        x = np.concatenate([self.plan.normalisation.x(x) for x, _ in blocks])
-        y = np.concatenate([self.plan.normalisation.y(y) for _, y in blocks])
-        return torch.from_numpy(x), torch.from_numpy(y)
+    def test(self) -> Blocks:
+        return held_out_of_source(self.plan, BATCH, self.cache_mib)
 
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         command = SetUpScattered(self._set_up(config, "", model), self.plan.normalisation)
@@ -121,14 +122,14 @@ def open_dataset(config: Config, crew: Crew) -> Dataset:
     """
     data, workers = config.data, len(crew.ranks)
     if config.federated.mode == "scatter":
-        return ScatteredDataset(plan(data, workers))
+        return ScatteredDataset(plan(data, workers), data.cache_mib)
     if data.path:
         folder, index = Path(data.path), read_index(data.path)
         _refuse_other_recipe(data, index)
     else:
         folder, index = prepare_once(data, workers, None if crew.in_process else crew)
     check_workers(index, folder, workers, launched=not crew.in_process)
-    return ShardedDataset(folder, index, data.verify)
+    return ShardedDataset(folder, index, data.cache_mib, data.verify)
 
 
 def _refuse_other_recipe(data: DataConfig, index: Index) -> None:

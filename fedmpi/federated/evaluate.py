@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from fedmpi.data.shard import Batch
 from fedmpi.models import task_loss
 
 BATCH = 1000
@@ -31,25 +33,43 @@ def metric_name(classes: int) -> str:
     return "accuracy" if classes else "r2"
 
 
+def batches(x: torch.Tensor, y: torch.Tensor) -> Iterator[Batch]:
+    """Rows that are in memory, as `evaluate` takes them."""
+    return zip(x.split(BATCH), y.split(BATCH), strict=True)
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor, classes: int) -> Evaluation:
-    """Evaluates in eval mode, in batches of fixed size, sums in float64.
+def evaluate(
+    model: nn.Module, blocks: Iterable[Batch], classes: int, device: torch.device
+) -> Evaluation:
+    """Evaluates in eval mode, one block after another, sums in float64.
 
     Args:
-        model: left in eval mode.
-        x: float32 [n, ...], on the model's device, n at least 1.
-        y: int64 [n], or float32 [n] for regression.
+        model: left in eval mode, on the device.
+        blocks: x float32 [b, ...] and y int64, or float32 for regression, [b]; blocks of
+            BATCH rows, of which only the last may have fewer; at least one.
         classes: 0 for regression.
+        device: to which each block goes in its turn.
     """
     model.eval()
     loss_of = task_loss(classes)
-    loss = hits = 0.0
-    for bx, by in zip(x.split(BATCH), y.split(BATCH), strict=True):
-        output = model(bx)
-        loss += float(loss_of(output, by)) * len(by)
+    rows = hits = 0
+    loss = total = squares = 0.0
+    origin: torch.Tensor | None = None
+    for x, y in blocks:
+        x, y = x.to(device), y.to(device)
+        output = model(x)
+        rows += len(y)
+        loss += float(loss_of(output, y)) * len(y)
         if classes:
-            hits += int((output.argmax(1) == by).sum())
+            hits += int((output.argmax(1) == y).sum())
+        else:
+            # Counted from one of the targets, the sums do not cancel, however far they are from 0.
+            targets = y.double()
+            origin = targets[0] if origin is None else origin
+            total += float((targets - origin).sum())
+            squares += float((targets - origin).square().sum())
     if classes:
-        return Evaluation(loss / len(y), hits / len(y))
-    spread = float((y.double() - y.double().mean()).square().sum())
-    return Evaluation(loss / len(y), 1 - loss / spread if spread else float("nan"))
+        return Evaluation(loss / rows, hits / rows)
+    spread = squares - total**2 / rows
+    return Evaluation(loss / rows, 1 - loss / spread if spread else float("nan"))

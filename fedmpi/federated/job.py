@@ -73,7 +73,7 @@ class Job:
         state = FlatState(self.model, device)
         self._rounds = _KINDS[config.federated.mode](config, crew, home, state)
         self._clients = sorted(home.rows)
-        self._test_x, self._test_y = (t.to(device) for t in self.dataset.test())
+        self._device, self._test = device, self.dataset.test()
 
     def _make_model(self) -> nn.Module:
         name, shape, classes = self.config.model, self.dataset.row_shape, self.dataset.classes
@@ -128,7 +128,7 @@ class Job:
                 break
 
     def _evaluate(self, number: int, observer: Observer) -> Evaluation:
-        found = evaluate(self.model, self._test_x, self._test_y, self.dataset.classes)
+        found = evaluate(self.model, self._test, self.dataset.classes, self._device)
         if self.config.federated.evaluate_clients:
             self._rounds.broadcast(self.crew.ranks)
             for rank in self.crew.ranks:

@@ -15,7 +15,7 @@ from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Shard
 from fedmpi.errors import UsageError
-from fedmpi.federated.evaluate import evaluate
+from fedmpi.federated.evaluate import batches, evaluate
 from fedmpi.federated.fixed_point import ExactSum, unusable
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_sgd import local_sgd
@@ -203,6 +203,6 @@ class Trainer:
         results = []
         for client in self.clients.ids:
             x, y = self.clients.load(client)
-            found = evaluate(self.state.model, x.to(self.device), y.to(self.device), self.classes)
+            found = evaluate(self.state.model, batches(x, y), self.classes, self.device)
             results.append((client, len(y), found.loss, found.metric))
         return results

@@ -15,6 +15,7 @@ import pytest
 from fedmpi.config import DataConfig, Recipe
 from fedmpi.data import prepare as prepare_module
 from fedmpi.data import source as source_module
+from fedmpi.data.blocks import held_out
 from fedmpi.data.index import Index, read_index
 from fedmpi.data.plan import auto_path, plan
 from fedmpi.data.prepare import (
@@ -23,7 +24,7 @@ from fedmpi.data.prepare import (
     write_shards,
     write_test,
 )
-from fedmpi.data.shard import load_test, open_shard
+from fedmpi.data.shard import open_shard
 from fedmpi.errors import DataError, UsageError
 from fedmpi.workers.shards import prepare
 
@@ -65,7 +66,7 @@ def test_clients_do_not_depend_on_the_number_of_workers(
     assert len({index.dataset for index in indices.values()}) == 1
     assert sorted(found[1]) == list(range(11 if partition == "natural" else 20))
     rows = [row for xs, _ in found[1].values() for row in xs]
-    test_rows = load_test(tmp_path / "1", indices[1])[0].flatten().tolist()
+    test_rows = next(iter(held_out(tmp_path / "1", indices[1], 100, 1)))[0].flatten().tolist()
     assert sorted(rows + test_rows) == x.flatten().tolist()
     for xs, ys in found[1].values():
         assert xs == sorted(xs)  # a client's rows keep the order of the source
@@ -257,7 +258,7 @@ def test_full_mnist(tmp_path: Path) -> None:
     assert (index.rows, index.test.rows, index.clients) == (60_000, 10_000, 100)
     counts = np.sum([shard.label_counts for shard in index.shards], axis=0)
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    x, y = load_test(tmp_path, index)
+    [(x, y)] = held_out(tmp_path, index, 10_000, 1000)
     assert x.shape == (10_000, 1, 28, 28)
     assert (y[0].item(), x.max().item()) == (7, 1)
     assert seconds < 30

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from fedmpi.config import Recipe
+from fedmpi.data.blocks import held_out
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
 from fedmpi.data.plan import plan
 from fedmpi.data.prepare import clients_in_memory
-from fedmpi.data.shard import Shard, ShardArrays, load_test, open_shard, shard_from_arrays
+from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
 from fedmpi.errors import DataError
 from fedmpi.workers.shards import prepare
 
@@ -43,7 +44,7 @@ def test_regression(save_npz: SaveNpz, tmp_path: Path) -> None:
     assert (x.dtype, target.dtype) == (torch.float32, torch.float32)
     assert target.abs().max() < 3
     torch.testing.assert_close(x[:, 0], target, atol=1e-5, rtol=0)
-    x, target = load_test(tmp_path / "dataset", index)
+    [(x, target)] = held_out(tmp_path / "dataset", index, 100, 1)
     torch.testing.assert_close(x[:, 0], target, atol=1e-5, rtol=0)
 
 
@@ -141,8 +142,8 @@ def test_a_flipped_bit_among_the_rows(prepared: Dataset) -> None:
     with h5py.File(path, "r+") as file:
         file["x"][0, 0] += 1
     with pytest.raises(DataError, match=r"test.h5 is damaged.* expected SHA-256 \w{12}, found"):
-        load_test(folder, index)
-    load_test(folder, index, verify=False)
+        held_out(folder, index, 1000, 1)
+    held_out(folder, index, 1000, 1, verify=False)
 
 
 def test_a_shard_of_another_dataset(prepared: Dataset, numbered: Recipe, tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_shard_of_another_dataset(prepared: Dataset, numbered: Recipe, tmp_pat
     with pytest.raises(DataError, match=r"shard-0001.h5 belongs to another dataset: expected"):
         open_shard(folder, index, 0, 1, verify=False)
     with pytest.raises(DataError, match=r"test.h5 belongs to another dataset"):
-        load_test(folder, index, verify=False)
+        held_out(folder, index, 1000, 1, verify=False)
 
 
 def test_shards_that_changed_places(prepared: Dataset) -> None:
@@ -251,7 +252,7 @@ def test_nan_names_the_client(prepared: Dataset) -> None:
     for client in others:
         shard.load(client)
     with pytest.raises(DataError, match=r"test.h5 has NaN or infinity in x"):
-        load_test(folder, index, verify=False)
+        held_out(folder, index, 1000, 1, verify=False)
 
 
 def test_external_link_in_a_shard(prepared: Dataset) -> None:

@@ -12,8 +12,9 @@ from torch import nn
 
 from fedmpi import models
 from fedmpi.config import CommConfig, ComputeConfig, Config, DataConfig, FederatedConfig, Recipe
+from fedmpi.data.blocks import held_out
 from fedmpi.data.index import read_index
-from fedmpi.data.shard import load_test, open_shard
+from fedmpi.data.shard import open_shard
 from fedmpi.federated.cohort import cohort_of_round
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import ClientMetrics, RoundMetrics
@@ -109,7 +110,7 @@ def known(config: Config) -> Known:
         cohort_of_round(config.seed, number, sorted(clients), how.fraction)
         for number in range(1, how.rounds + 1)
     ]
-    test = load_test(config.data.path, index)
+    [test] = held_out(config.data.path, index, index.test.rows, cache_mib=0)
     return Known(deepcopy(model), clients, test, cohorts, index.classes)
 
 

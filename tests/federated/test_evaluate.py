@@ -9,8 +9,16 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, mean_squared_error, r2_score
 from torch import nn
 
-from fedmpi.federated.evaluate import BATCH, evaluate, metric_name
+from fedmpi.federated.evaluate import BATCH, Evaluation, batches, metric_name
+from fedmpi.federated.evaluate import evaluate as evaluate_blocks
 from tests.federated.factories import dropout
+
+CPU = torch.device("cpu")
+
+
+def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor, classes: int) -> Evaluation:
+    return evaluate_blocks(model, batches(x, y), classes, CPU)
+
 
 ROWS = [1, 2, 359, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH + 17]
 
@@ -49,6 +57,24 @@ def test_r2_of_equal_targets_is_nan_and_of_a_perfect_model_is_one() -> None:
     model = nn.Flatten(0)
     assert math.isnan(evaluate(model, x, torch.full((10,), 3.0), 0).metric)
     assert evaluate(model, x, x.flatten(), 0).metric == 1.0
+
+
+@pytest.mark.parametrize("value", [0.1, 1e9 / 3, -7e-20])
+def test_r2_of_equal_targets_in_many_blocks_is_nan(value: float) -> None:
+    x = torch.arange(3.0 * BATCH + 1)[:, None]
+    assert math.isnan(evaluate(nn.Flatten(0), x, torch.full((len(x),), value), 0).metric)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e6])
+@pytest.mark.parametrize("shift", [0.0, 1e5, -1e7])
+def test_r2_over_blocks_does_not_cancel(first: float, shift: float) -> None:
+    """Neither far from 0 nor where the first target, from which it counts, is far from the rest."""
+    torch.manual_seed(0)
+    y = (torch.randn(3 * BATCH + 17) * 4 + shift).round()
+    y[0] += first
+    x = (y + torch.randn(len(y)).round())[:, None]
+    found = evaluate(nn.Flatten(0), x, y, 0)
+    assert found.metric == pytest.approx(r2_score(y.double(), x.double()), abs=1e-6)
 
 
 def test_it_evaluates_in_eval_mode_and_changes_nothing() -> None:

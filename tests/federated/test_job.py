@@ -11,13 +11,15 @@ import torch
 
 from fedmpi.config import CommConfig, Recipe
 from fedmpi.errors import UsageError
-from fedmpi.federated.evaluate import evaluate
+from fedmpi.federated.evaluate import batches, evaluate
 from fedmpi.workers.crew import Crew
 from tests.comm.worlds import World
 from tests.federated import reference
 from tests.federated.lab import bits, config_of, furthest, known, play, play_alone, with_path
 
 OWN = "tests.federated.factories:"
+
+CPU = torch.device("cpu")
 
 
 # ---- against the reference ----
@@ -49,7 +51,7 @@ def test_averaging_agrees_with_the_slow_reference(tmp_path: Path, model: str, ho
     assert [m.examples for m in played.rounds] == [
         sum(len(start.clients[c][1]) for c in cohort) for cohort in start.cohorts
     ]
-    found = evaluate(start.model, *start.test, start.classes)
+    found = evaluate(start.model, batches(*start.test), start.classes, CPU)
     assert played.rounds[-1].test_loss == pytest.approx(found.loss, rel=1e-3)
 
 
@@ -64,6 +66,22 @@ def test_counters_and_flags_of_a_state_are_averaged(tmp_path: Path) -> None:
     assert state["unused"].tolist() == [7.0] * 3
     assert state["frozen"].tolist() == [5.0] * 2
     assert torch.equal(state["again.weight"], state["decode.weight"])
+
+
+def test_what_a_factory_draws_is_the_owners_everywhere(tmp_path: Path) -> None:
+    """Random features that no message carries, and constants that cannot be subtracted."""
+    config = config_of(tmp_path, 3, model=OWN + "random_features", rounds=3)
+    played = play_alone(config, 3)
+    start = known(config)
+    constants = {n: start.model.state_dict()[n].clone() for n in ("mask", "stamp")}
+    reference.fed_avg(
+        start.model, start.clients, start.cohorts, config.federated, start.classes, config.seed
+    )
+    assert [m.excluded for m in played.rounds] == [[]] * 3
+    found, expected = played.model.state_dict(), start.model.state_dict()
+    assert all(torch.equal(found[name], constants[name]) for name in constants)
+    for name in ("head.weight", "head.bias"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["2nn", OWN + "small_resnet", OWN + "dropout"])
@@ -107,7 +125,9 @@ def test_every_world_gives_the_bits_of_one_worker(world: World, folder: Path, mo
     world.lead(scenario)
 
 
-@pytest.mark.parametrize("model", ["dropout", "small_resnet", "mixed"])
+@pytest.mark.parametrize(
+    "model", ["dropout", "small_resnet", "mixed", "batch_norm", "random_features"]
+)
 @pytest.mark.parametrize("mode", ["shards", "cyclic"])
 def test_random_and_counting_models_have_the_same_bits_too(
     tmp_path: Path, model: str, mode: str
@@ -139,7 +159,7 @@ def test_metrics_of_a_job(tmp_path: Path) -> None:
     assert {m.metric for m in rounds} == {"accuracy"}
     assert [m.excluded for m in rounds] == [[]] * 5
     x, y = known(config).test
-    assert rounds[-1].test_metric == evaluate(played.model, x, y, 10).metric
+    assert rounds[-1].test_metric == evaluate(played.model, batches(x, y), 10, CPU).metric
     # The model goes down to every worker of the round and a sum comes up from it.
     state = sum(t.numel() for t in played.model.state_dict().values())
     for m in rounds:
@@ -179,7 +199,7 @@ def test_clients_are_evaluated_on_their_own_rows(tmp_path: Path) -> None:
         assert {m.rank for m in clients} == {1, 2, 3}
     for m in played.clients[-1]:
         x, y = rows[m.client]
-        found = evaluate(played.model, x, y, 10)
+        found = evaluate(played.model, batches(x, y), 10, CPU)
         assert (m.rows, m.loss, m.metric) == (len(y), found.loss, found.metric)
     # It changes nothing of the training.
     plain = replace(config, federated=replace(config.federated, evaluate_clients=False))
@@ -192,6 +212,27 @@ def test_shards_for_another_number_of_workers_are_refused(tmp_path: Path) -> Non
     config = config_of(tmp_path, 3)
     with pytest.raises(UsageError, match=r"3 shards in .* but 2 workers: run with mpirun -n 4"):
         play_alone(config, 2)
+
+
+def test_options_that_the_shards_contradict_are_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 2)
+    other = replace(config, data=replace(config.data, clients=15))
+    with pytest.raises(UsageError, match=r"clients = 15, but .* was prepared with 14: leave"):
+        play_alone(other, 2)
+
+
+def test_a_target_accuracy_of_a_regression_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(source="diabetes", clients=5)
+    config = config_of(tmp_path, 1, recipe, model="linear", target_accuracy=0.5)
+    with pytest.raises(UsageError, match=r"target_accuracy = 0\.5 with a regression"):
+        play_alone(config, 1)
+
+
+def test_a_job_says_how_to_do_it_again(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 2, comm=CommConfig(workers="auto", chunk_kib=4))
+    bare = replace(config, data=replace(type(config.data)(), path=config.data.path))
+    resolved = play_alone(bare, 2).job.config
+    assert resolved == replace(config, comm=replace(config.comm, workers=2))
 
 
 def test_two_jobs_on_one_crew(world: World, folder: Path) -> None:
