@@ -1,4 +1,4 @@
-"""Models as a person would write them: counters, dropout, tied weights, several dtypes."""
+"""Models as a person would write them: counters, dropout, tied weights, several dtypes, masks."""
 
 from __future__ import annotations
 
@@ -76,3 +76,30 @@ class Mixed(nn.Module):
 
 def mixed(row_shape: tuple[int, ...], classes: int) -> nn.Module:
     return Mixed(torch.Size(row_shape).numel(), classes)
+
+
+class RandomFeatures(nn.Module):
+    """Random features that are no part of the state, and a mask that is infinite."""
+
+    def __init__(self, rows: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.randn(rows, 24), persistent=False)
+        mask = torch.zeros(24)
+        mask[::5] = -torch.inf
+        self.register_buffer("mask", mask)
+        self.register_buffer("stamp", torch.tensor(2**60 + 1))
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((x.flatten(1) @ self.features + self.mask).softmax(1) * 24)
+
+
+def random_features(row_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return RandomFeatures(torch.Size(row_shape).numel(), classes)
+
+
+def batch_norm(row_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Refuses to train on a batch of one row."""
+    rows = torch.Size(row_shape).numel()
+    layers = nn.Linear(rows, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes)
+    return nn.Sequential(nn.Flatten(), *layers)

@@ -11,6 +11,9 @@ from fedmpi.federated.device import pick, wire_memory
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch):
+    # What is set for the sake of a GPU would stay set for all tests that follow.
+    monkeypatch.setattr("fedmpi.federated.device._make_deterministic", lambda: None)
+
     def pretend(count: int) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 

@@ -103,3 +103,29 @@ def test_a_last_batch_too_small_is_joined_to_the_one_before() -> None:
     assert sizes == [3, 4] * 2
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         local_sgd(model, nn.functional.cross_entropy, x, y, **options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "smallest", "expected"),
+    [
+        (21, 10, 2, [10, 11]),
+        (22, 10, 2, [10, 10, 2]),
+        (20, 10, 2, [10, 10]),
+        (3, 2, 2, [3]),
+        (21, 10, 1, [10, 10, 1]),
+        (1, 10, 2, [1]),
+    ],
+)
+def test_a_last_batch_that_is_too_small_joins_the_one_before(
+    rows: int, batch: int, smallest: int, expected: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def loss_of(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(len(y))
+        return output.square().mean()
+
+    x, y = torch.randn(rows, 4), torch.zeros(rows, dtype=torch.int64)
+    how = {"epochs": 2, "batch_size": batch, "lr": 0.1, "seed": 1}
+    local_sgd(nn.Linear(4, 2), loss_of, x, y, smallest_batch=smallest, **how)
+    assert seen == expected * 2

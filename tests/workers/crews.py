@@ -84,3 +84,14 @@ class Need(Command, frozen=True):
 @handles(Need, replies=True)
 def need(worker: Worker, command: Need, tensors: list[torch.Tensor]) -> Value:
     return Value(float(worker.object(command.key, torch.Tensor)))
+
+
+class Urgent(Command, frozen=True):
+    """Fails, and the owner is not to wait for the next reply to hear of it."""
+
+    word: str
+
+
+@handles(Urgent, urgent=True)
+def urgent(worker: Worker, command: Urgent, tensors: list[torch.Tensor]) -> None:
+    raise ZeroDivisionError(f"at {command.word}")

@@ -16,7 +16,7 @@ from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import run_threads
-from tests.workers.crews import Double, Enter, Journal, Read, Value
+from tests.workers.crews import Double, Enter, Journal, Read, Urgent, Value
 
 
 class Sleep(Command, frozen=True):
@@ -92,6 +92,23 @@ def test_a_worker_that_breaks_down_ends_the_job(capfd: pytest.CaptureFixture[str
         owner()
     assert gone()
     assert "ProtocolError: a frame of 1 bytes has no readable header" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [2, 3, 7])
+def test_an_urgent_failure_ends_any_wait_of_the_owner(workers: int) -> None:
+    """The owner waits for a note that nobody will ever send, and for one of another worker."""
+
+    def owner() -> None:
+        with in_process_crew(workers) as crew:
+            crew.tell(1, Sleep(0.0))
+            crew.tell(workers, Urgent("sea"))
+            crew.hear([1], Journal)
+
+    with pytest.raises(RemoteError) as caught:
+        owner()
+    assert str(caught.value) == f"worker on rank {workers}: ZeroDivisionError: at sea"
+    assert caught.value.remote_traceback.endswith("ZeroDivisionError: at sea\n")
+    assert gone()
 
 
 @pytest.mark.parametrize("status", [0, 3])

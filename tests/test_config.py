@@ -1,0 +1,262 @@
+"""The configuration: defaults, TOML and back, and every refusal in one sentence."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmpi.config import (
+    CommConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    FederatedConfig,
+    Recipe,
+    from_mapping,
+    from_toml,
+    nearest,
+    to_toml,
+)
+from fedmpi.errors import UsageError
+
+# ---- there and back ----
+
+
+def test_the_defaults_come_back_from_toml(tmp_path: Path) -> None:
+    (tmp_path / "all.toml").write_text(to_toml(Config()))
+    assert from_toml(tmp_path / "all.toml") == Config()
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("")
+    assert from_toml(tmp_path / "empty.toml") == Config()
+
+
+def test_what_a_table_leaves_out_keeps_its_default() -> None:
+    found = from_mapping({"seed": 3, "federated": {"batch_size": "full"}}, "here")
+    assert found == Config(seed=3, federated=FederatedConfig(batch_size="full"))
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\\0"), max_size=20)
+configs = st.builds(
+    Config,
+    name=words.filter(lambda word: word not in (".", "..")),
+    out=words,
+    seed=st.integers(0, 2**63 - 1),
+    model=words.filter(bool),
+    data=st.builds(
+        DataConfig,
+        source=words.filter(bool),
+        clients=st.integers(1, 10_000_000),
+        partition=st.sampled_from(["iid", "dirichlet", "pathological", "quantity"]),
+        alpha=st.floats(0, 1e6, exclude_min=True),
+        test_fraction=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        cache_mib=st.integers(0, 2**30 - 1),
+        verify=st.booleans(),
+    ),
+    federated=st.builds(
+        FederatedConfig,
+        mode=st.sampled_from(["shards", "scatter", "cyclic"]),
+        fraction=st.floats(0, 1, exclude_min=True),
+        batch_size=st.just("full") | st.integers(1, 2**31 - 1),
+        lr=st.floats(0, 1e6, exclude_min=True),
+        target_accuracy=st.floats(0, 1),
+    ),
+    comm=st.builds(CommConfig, workers=st.just("auto") | st.integers(1, 65_536)),
+    compute=st.builds(ComputeConfig, threads=st.integers(1, 1024)),
+)
+
+
+@given(configs)
+def test_any_configuration_comes_back_from_toml(config: Config) -> None:
+    assert from_mapping(tomllib.loads(to_toml(config)), "it") == config
+
+
+def test_nothing_of_the_tree_can_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config().federated.rounds = 3  # type: ignore[misc]
+
+
+def test_every_option_is_explained() -> None:
+    """A docstring below the field is what --help shows."""
+    source = (Path(__file__).parent.parent / "fedmpi" / "config.py").read_text().splitlines()
+    for cls in (Config, Recipe, DataConfig, FederatedConfig, CommConfig, ComputeConfig):
+        for name in cls.__annotations__:
+            if is_dataclass(get_type_hints(cls)[name]):
+                continue
+            here = [n for n, line in enumerate(source) if line.startswith(f"    {name}: ")]
+            assert any(source[n + 1].lstrip().startswith('"""') for n in here), name
+
+
+def test_no_two_options_share_a_name() -> None:
+    """On the command line --rounds is enough: no option needs the name of its branch."""
+    names = [f.name for cls in (Config, DataConfig, FederatedConfig, CommConfig, ComputeConfig)
+             for f in fields(cls)]  # fmt: skip
+    assert len(names) == len(set(names))
+
+
+# ---- values out of range ----
+
+NAN, INF = float("nan"), float("inf")
+REFUSED: list[tuple[type, str, list[Any]]] = [
+    (Config, "name", ["a/b", "a\\b", "..", ".", "a\0b"]),
+    (Config, "seed", [-1, 2**63]),
+    (Config, "model", [""]),
+    (Recipe, "source", [""]),
+    (Recipe, "clients", [0, -1, 10_000_001]),
+    (Recipe, "partition", ["id", ""]),
+    (Recipe, "alpha", [0.0, -1.0, NAN, INF, 2e6]),
+    (Recipe, "classes_per_client", [0, 1001]),
+    (Recipe, "test_fraction", [0.0, 1.0, -0.1, NAN]),
+    (Recipe, "normalise", ["pixels"]),
+    (Recipe, "partition_seed", [-1, 2**63]),
+    (DataConfig, "clients", [0]),
+    (DataConfig, "cache_mib", [-1, 2**30]),
+    (FederatedConfig, "mode", ["shard"]),
+    (FederatedConfig, "rounds", [0, -5, 10_000_001]),
+    (FederatedConfig, "fraction", [0.0, 1.01, -1.0, NAN]),
+    (FederatedConfig, "epochs", [0, 100_001]),
+    (FederatedConfig, "batch_size", [0, -1, 2**31, "all"]),
+    (FederatedConfig, "lr", [0.0, -0.1, NAN, INF, 2e6]),
+    (FederatedConfig, "lr_decay", [0.0, 1.1, NAN]),
+    (FederatedConfig, "eval_every", [0, 10_000_001]),
+    (FederatedConfig, "target_accuracy", [-0.1, 1.1, NAN]),
+    (FederatedConfig, "on_bad_update", ["ignore"]),
+    (CommConfig, "transport", ["tcp"]),
+    (CommConfig, "workers", [0, -1, 65_537, "many"]),
+    (CommConfig, "topology", ["ring"]),
+    (CommConfig, "chunk_kib", [0, 2**20 + 1]),
+    (ComputeConfig, "device", ["gpu"]),
+    (ComputeConfig, "threads", [0, 1025]),
+]
+CASES = [(cls, key, value) for cls, key, values in REFUSED for value in values]
+
+
+@pytest.mark.parametrize(("cls", "key", "value"), CASES, ids=lambda v: getattr(v, "__name__", None))
+def test_a_value_out_of_range_is_refused(cls: type, key: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        cls(**{key: value})
+    assert str(caught.value).startswith(f"{key} = {value!r}: expected ")
+    assert caught.value.exit_status == 2
+
+
+def test_every_option_with_a_range_is_tested_above() -> None:
+    """Not tested: words of any kind and switches."""
+    tested = {key for _, key, _ in REFUSED}
+    free = {"out", "root", "download", "by", "path", "verify", "evaluate_clients"}
+    every = {f.name for cls in (Config, DataConfig, FederatedConfig, CommConfig, ComputeConfig)
+             for f in fields(cls)} - {"data", "federated", "comm", "compute"}  # fmt: skip
+    assert tested | free == every
+
+
+def test_options_that_contradict() -> None:
+    with pytest.raises(UsageError, match="by = '': expected the column that names"):
+        Recipe(partition="natural")
+    with pytest.raises(UsageError, match="path = 'x' names prepared shards, but mode = 'scatter'"):
+        Config(data=DataConfig(path="x"), federated=FederatedConfig(mode="scatter"))
+
+
+def test_replacing_is_checked_too() -> None:
+    with pytest.raises(UsageError, match="lr = -1"):
+        replace(FederatedConfig(), lr=-1)
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            {"federated": {"round": 3}},
+            "unknown key federated.round: did you mean federated.rounds?",
+        ),
+        ({"rounds": 3}, "unknown key rounds: did you mean federated.rounds?"),
+        ({"data": {"lr": 3}}, "unknown key data.lr: did you mean federated.lr?"),
+        ({"sed": 3}, "unknown key sed: did you mean seed?"),
+        ({"federatd": {}}, "unknown key federatd: did you mean federated?"),
+        (
+            {"comm": {"xyzzy": 1}},
+            "unknown key comm.xyzzy; known here: transport, workers, topology",
+        ),
+        ({"seed": "one"}, "seed: Expected `int`, got `str`"),
+        ({"seed": 1.5}, "seed: Expected `int`, got `float`"),
+        ({"federated": {"lr": "fast"}}, "federated.lr: Expected `float`, got `str`"),
+        ({"federated": 3}, "federated: Expected `object`, got `int`"),
+        ({"federated": {"mode": "shard"}}, "(did you mean 'shards'?)"),
+        ({"federated": {"batch_size": "ful"}}, "(did you mean 'full'?)"),
+        (
+            {"comm": {"topology": "ring"}},
+            "comm.topology: Invalid enum value 'ring'; choices: tree, star",
+        ),
+        ({"data": {"partition": ["iid"]}}, "data.partition: Expected `str`, got `array`"),
+        ({"federated": {"lr": -1.0}}, "lr = -1.0: expected a number above 0"),
+        ({"data": {"clients": 0}}, "clients = 0: expected 1 to 10,000,000 clients"),
+        ({"data": {"verify": 1}}, "data.verify: Expected `bool`, got `int`"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_table_that_cannot_be(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        from_mapping(table, "job.toml")
+    assert str(caught.value).startswith("job.toml: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["federated", "data", "comm", "lr", "rounds", "batch_size", "mode", "x"]
+                ),
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=6,
+    ).filter(lambda value: isinstance(value, dict))
+)
+def test_any_table_is_a_configuration_or_a_refusal(table: dict[str, Any]) -> None:
+    try:
+        assert isinstance(from_mapping(table, "it"), Config)
+    except UsageError as refusal:
+        assert str(refusal).startswith("it: ")  # noqa: PT017 - most tables are refused, not all
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"cannot read the configuration nowhere.toml: No such file"
+    ):
+        from_toml("nowhere.toml")
+    (tmp_path / "broken.toml").write_text("seed = = 3")
+    with pytest.raises(UsageError, match=r"broken\.toml is not TOML: .*line 1"):
+        from_toml(tmp_path / "broken.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"binary\.toml is not TOML"):
+        from_toml(tmp_path / "binary.toml")
+    with pytest.raises(UsageError, match="cannot read the configuration"):
+        from_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("shard", " (did you mean 'shards'?)"), ("SHARDS", ""), ("xyz", ""), ("", "")],
+)
+def test_nearest(word: str, expected: str) -> None:
+    assert nearest(word, ("shards", "scatter", "cyclic")) == expected
+
+
+def test_the_tree_is_plain_data() -> None:
+    """What travels in a command and stands in run records: no surprises in `asdict`."""
+    flat = asdict(Config())
+    assert set(flat) == {"name", "out", "seed", "model", "data", "federated", "comm", "compute"}
