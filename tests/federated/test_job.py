@@ -5,12 +5,16 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from fedmpi.config import CommConfig, Recipe
-from fedmpi.errors import UsageError
+from fedmpi.errors import RemoteError, UsageError
+from fedmpi.federated.commands import Ready
+from fedmpi.federated.datasets import _home
 from fedmpi.federated.evaluate import batches, evaluate
 from fedmpi.workers.crew import Crew
 from tests.comm.worlds import World
@@ -176,8 +180,8 @@ def test_the_seconds_of_the_phases_add_up(tmp_path: Path, mode: str, workers: in
     for m in play_alone(config, workers).rounds:
         assert set(m.phases) == {"broadcast", "train", "aggregate", "evaluate", "wait"}
         assert min(m.phases.values()) >= 0
-        # A worker may begin while the owner still sends to the next one.
-        assert sum(m.phases.values()) == pytest.approx(m.seconds, rel=0.05, abs=5e-3)
+        # What is lost lies between two looks at the clock.
+        assert sum(m.phases.values()) == pytest.approx(m.seconds, rel=0.02, abs=5e-3)
         assert 0 < m.train_max <= m.seconds
 
 
@@ -212,6 +216,28 @@ def test_shards_for_another_number_of_workers_are_refused(tmp_path: Path) -> Non
     config = config_of(tmp_path, 3)
     with pytest.raises(UsageError, match=r"3 shards in .* but 2 workers: run with mpirun -n 4"):
         play_alone(config, 2)
+
+
+def test_a_client_too_small_for_batch_norm_is_refused(tmp_path: Path) -> None:
+    site = np.minimum(np.arange(100), 3)  # clients 0, 1 and 2 have one row each
+    arrays = {"x": np.zeros((100, 4), np.float32), "y": np.arange(100) % 2}
+    test = {"x_test": arrays["x"], "y_test": arrays["y"]}
+    np.savez(tmp_path / "small.npz", **arrays, **test, site=site)
+    recipe = Recipe(source=str(tmp_path / "small.npz"), partition="natural", by="site")
+    config = config_of(tmp_path, 2, recipe, model=OWN + "batch_norm")
+    with pytest.raises(RemoteError, match=r"client \d has 1 row, but model .*batch_norm trains on"):
+        play_alone(config, 2)
+    play_alone(replace(config, model=OWN + "dropout"), 2)
+
+
+def test_workers_on_two_kinds_of_device_are_refused() -> None:
+    crew = SimpleNamespace(ranks=range(1, 4))
+    replies = [Ready([k], [5], device) for k, device in enumerate(("cuda:0", "cpu", "cuda:1"))]
+    with pytest.raises(UsageError, match=r"\(cpu on rank 2, cuda on rank \d\), which round"):
+        _home(crew, replies)
+    home = _home(crew, [Ready([k, k + 3], [5, 6], f"cuda:{k}") for k in range(3)])
+    assert home.rank == {0: 1, 3: 1, 1: 2, 4: 2, 2: 3, 5: 3}
+    assert home.rows == {0: 5, 3: 6, 1: 5, 4: 6, 2: 5, 5: 6}
 
 
 def test_options_that_the_shards_contradict_are_refused(tmp_path: Path) -> None:
