@@ -79,3 +79,10 @@ def test_a_waiting_rank_costs_little(world: World) -> None:
     assert max(spent.values()) < 0.2
     if not world.threads:
         assert time.process_time() - before < 0.2  # the MPI library has no busy threads either
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_polling_by_itself_costs_little(spin: bool) -> None:
+    until, begun = time.monotonic() + 1, time.thread_time()
+    wait_until(lambda: True if time.monotonic() > until else None, spin)
+    assert time.thread_time() - begun < 0.1
