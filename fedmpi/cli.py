@@ -237,7 +237,7 @@ def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> I
             "without a launcher"
         )
     if not crew.ranks:
-        what = f" for the {wanted} shards in {path}" if path else ""
+        what = f" for the {wanted} shards in {path}" if path and comm.workers == "auto" else ""
         raise UsageError(
             f"{launcher} started 1 rank, which is the owner: no worker is left{what}; "
             f"run with mpirun -n {wanted + 1}, or without a launcher"
