@@ -90,7 +90,7 @@ class Ended:
     Attributes:
         status: exit status of the launcher, or of the one process.
         stdout, stderr: all that was printed.
-        seconds: from the fault, or from the start, to the end of the last process.
+        seconds: from the fault, or from what was said about it, to the end of the last process.
     """
 
     status: int
@@ -116,6 +116,7 @@ class Job:
         self.process = process
         self._mark = mark
         self._folder = folder
+        self._shared: set[Path] = set()
 
     def rank(self, number: int) -> psutil.Process:
         """The process of a rank."""
@@ -133,31 +134,40 @@ class Job:
 
     def printed(self) -> tuple[str, str]:
         """Stdout and stderr so far."""
-        out, err = ((self._folder / name).read_bytes().decode() for name in ("stdout", "stderr"))
+        files = (self._folder / "stdout", self._folder / "stderr")
+        out, err = (file.read_bytes().decode(errors="replace") for file in files)
         return out, err
 
     def wait_for_round(self, run: Path, number: int = 2) -> None:
-        """Waits until a run has ended a round."""
+        """Waits until a run has ended a round, so that a rank can be killed in another one."""
         deadline = time.monotonic() + START_WITHIN
         lines = run / "metrics.jsonl"
         while not lines.exists() or len(lines.read_bytes().splitlines()) < number:
             assert self.process.poll() is None, self.printed()
             assert time.monotonic() < deadline, self.printed()
-            time.sleep(0.02)
+            time.sleep(0.05)
+        # MPI removes its files in shared memory only when it ends as it should.
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                self._shared |= {
+                    Path(m.path) for m in process.memory_maps() if m.path.startswith("/dev/shm/")
+                }
 
-    def end(self, within: float = GONE_WITHIN) -> Ended:
+    def end(self) -> Ended:
         """Waits until the launcher and every other process are gone.
 
         Raises:
-            AssertionError: something of the job is still there after so many seconds.
+            AssertionError: something of the job is still there after `GONE_WITHIN` seconds.
         """
         begun = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(within)
-        while (left := self.processes()) and time.monotonic() < begun + within:
-            time.sleep(0.02)
+            self.process.wait(GONE_WITHIN)
+        while (left := self.processes()) and time.monotonic() < begun + GONE_WITHIN:
+            time.sleep(0.05)
         seconds = time.monotonic() - begun
         out, err = self.printed()
+        for file in self._shared:
+            file.unlink(missing_ok=True)
         assert not left, f"after {seconds:.1f} s: {[p.cmdline() for p in left]}\n{out}\n{err}"
         return Ended(self.process.returncode, out, err, seconds)
 
@@ -212,9 +222,13 @@ def run(
     env: Mapping[str, str | None] | None = None,
     before: Sequence[str] = (),
 ) -> Ended:
-    """Runs a job to its end, which takes at most as long as a start on a busy machine."""
+    """Runs a job to its end; from its first sentence on stderr it has `GONE_WITHIN` seconds."""
     with started(launcher, ranks, *arguments, env=env, before=before) as job:
-        return job.end(START_WITHIN)
+        deadline = time.monotonic() + START_WITHIN
+        while job.process.poll() is None and "fedmpi: " not in job.printed()[1]:
+            assert time.monotonic() < deadline, job.printed()
+            time.sleep(0.05)
+        return job.end()
 
 
 def half_written(folder: Path) -> list[str]:

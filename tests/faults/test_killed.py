@@ -43,11 +43,20 @@ def check_what_is_left(here: Path, done: Ended) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("rank", [1, 0])
-def test_a_killed_rank(launcher: Launcher, running, here: Path, rank: int) -> None:
+def test_a_killed_worker(launcher: Launcher, running, here: Path) -> None:
     with running(launcher) as job:
         job.wait_for_round(here / "runs" / "it")
-        job.rank(rank).kill()
+        job.rank(1).kill()
+        done = job.end()
+    check_what_is_left(here, done)
+    assert f"{LAST_WORDS}: rounds up to " in done.stderr
+
+
+@pytest.mark.launch
+def test_a_killed_owner(mpich: Launcher, running, here: Path) -> None:
+    with running(mpich) as job:
+        job.wait_for_round(here / "runs" / "it")
+        job.rank(0).kill()
         done = job.end()
     check_what_is_left(here, done)
     assert f"{LAST_WORDS}: rounds up to " in done.stderr
@@ -65,20 +74,27 @@ def test_a_stopped_job(launcher: Launcher, running, here: Path) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("whom", ["launcher", "group"])
-def test_interrupted(launcher: Launcher, running, here: Path, whom: str) -> None:
-    """Ctrl-C goes to mpirun's whole process group; `kill -INT` to mpirun alone."""
+def test_ctrl_c(launcher: Launcher, running, here: Path) -> None:
+    """A terminal sends SIGINT to mpirun's whole process group."""
     with running(launcher) as job:
         job.wait_for_round(here / "runs" / "it")
-        if whom == "group":
-            os.killpg(job.process.pid, signal.SIGINT)
-        else:
-            job.process.send_signal(signal.SIGINT)
+        os.killpg(job.process.pid, signal.SIGINT)
         done = job.end()
     check_what_is_left(here, done)
     # MPICH hands the signal to rank 0; Open MPI ends the ranks.
     told = "fedmpi: rank 0: interrupted" if launcher.name == "mpich" else LAST_WORDS
     assert f"{told}: rounds up to " in done.stderr
+
+
+@pytest.mark.launch
+def test_an_interrupted_launcher(mpich: Launcher, running, here: Path) -> None:
+    """`kill -INT` of mpirun alone."""
+    with running(mpich) as job:
+        job.wait_for_round(here / "runs" / "it")
+        job.process.send_signal(signal.SIGINT)
+        done = job.end()
+    check_what_is_left(here, done)
+    assert "fedmpi: rank 0: interrupted: rounds up to " in done.stderr
 
 
 @pytest.mark.launch

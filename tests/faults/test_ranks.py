@@ -12,18 +12,6 @@ from tests.launch import Launcher, launchers
 pytestmark = pytest.mark.launch
 
 
-def test_eight_ranks_anywhere(mpich: Launcher, here: Path) -> None:
-    """What a person types first, on a machine with fewer cores and as root too."""
-    done = run(mpich, 8, "--source=digits", "--rounds=1", "--epochs=1", "--name=first")
-    assert (done.status, done.stderr) == (0, "")
-    assert {path.name for path in (here / "runs" / "first").iterdir()} == {
-        "config.toml",
-        "curve.png",
-        "metrics.jsonl",
-        "model.h5",
-    }
-
-
 def test_one_rank(launcher: Launcher, prepared: Path, here: Path) -> None:
     done = run(launcher, 1, f"--path={prepared}")
     done.told(
@@ -60,7 +48,7 @@ def test_more_or_fewer_threads_than_shards(refused, prepared: Path, workers: int
 
 def test_mpi_without_a_launcher(refused, prepared: Path) -> None:
     error = str(refused("run", f"--path={prepared}", "--transport=mpi"))
-    assert "no launcher started this process: run mpirun -n 8 python -m fedmpi" in error
+    assert "no launcher started this process: run mpirun -n 3 python -m fedmpi" in error
 
 
 def test_launcher_and_library_of_two_mpis(launcher: Launcher, here: Path) -> None:
@@ -76,9 +64,9 @@ def test_launcher_and_library_of_two_mpis(launcher: Launcher, here: Path) -> Non
     assert {path.name for path in here.iterdir()} <= {"own.py", "__pycache__"}
 
 
-def test_no_mpi_library(launcher: Launcher, here: Path) -> None:
-    done = run(launcher, 2, "--source=digits", env={"MPI4PY_LIBMPI": "/no/libmpi.so.12"})
-    done.told("started 2 processes, but mpi4py cannot load", "pip install 'fedmpi[mpich]'")
+def test_no_mpi_library(mpich: Launcher, here: Path) -> None:
+    done = run(mpich, 2, "--source=digits", env={"MPI4PY_LIBMPI": "/no/libmpi.so.12"})
+    done.told("started 2 processes, but mpi4py cannot load an MPI library", "pip install mpich")
     assert done.status == 2
 
 

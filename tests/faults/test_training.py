@@ -42,7 +42,8 @@ def test_a_worker_that_raises(prepared: Path, here: Path, name: str, mode: str) 
     arguments += ["--batch-size=100", "--model=own:raises", f"--mode={mode}"]
     arguments += [] if name else ["--workers=2"]
     done = run(launchers().get(name), 3, *arguments)
-    assert done.status == 1, done
+    # After an Abort, MPICH may give the status of a rank that it killed.
+    assert done.status != 0, done
     sentence = "fedmpi: rank 0: worker on rank 2: RuntimeError: the tenth step went wrong"
     assert done.stderr.splitlines().count(sentence) == 1, done.stderr
     assert done.stderr.count("Traceback") == 1, done.stderr
