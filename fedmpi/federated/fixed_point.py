@@ -37,6 +37,7 @@ class ExactSum:
         # Fresh memory for each update would cost more than the arithmetic.
         self._real = torch.empty(min(numel, CHUNK), dtype=torch.float64, device=device)
         self._whole = torch.empty_like(self._real, dtype=torch.int64)
+        self._deltas: dict[torch.dtype, torch.Tensor] = {}
 
     def add(
         self, local: Sequence[torch.Tensor], start: Sequence[torch.Tensor], weight: float
@@ -53,7 +54,7 @@ class ExactSum:
         """
         scale = weight * 2.0**RESOLUTION
         for added, (mine, its_start, places) in enumerate(_pieces(local, start)):
-            delta, refusal = _delta(mine, its_start)
+            delta, refusal = _delta(mine, its_start, self._scratch(mine))
             if refusal is not None:
                 # Rare: what the pieces before this one added is taken back, to the bit.
                 for mine, its_start, places in islice(_pieces(local, start), added):
@@ -61,6 +62,14 @@ class ExactSum:
                 return refusal
             self.total[places] += self._fixed(delta, scale)
         return None
+
+    def _scratch(self, piece: torch.Tensor) -> torch.Tensor | None:
+        """Memory for the update of a piece, if that is of the piece's own dtype."""
+        if not piece.is_floating_point():
+            return None
+        if piece.dtype not in self._deltas:
+            self._deltas[piece.dtype] = torch.empty_like(self._real, dtype=piece.dtype)
+        return self._deltas[piece.dtype][: piece.numel()]
 
     def _fixed(self, delta: torch.Tensor, scale: float) -> torch.Tensor:
         """A piece in fixed point; valid until the next call."""
@@ -111,11 +120,13 @@ def _pieces(
                 offset += a.numel()
 
 
-def _delta(mine: torch.Tensor, its_start: torch.Tensor) -> tuple[torch.Tensor, str | None]:
-    """The update of a piece, and why it cannot be summed, if so."""
+def _delta(
+    mine: torch.Tensor, its_start: torch.Tensor, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, str | None]:
+    """The update of a piece, in `out` if given, and why it cannot be summed, if so."""
     if not mine.is_floating_point():
         mine, its_start = mine.to(torch.int64), its_start.to(torch.int64)
-    delta = mine - its_start
+    delta = torch.sub(mine, its_start, out=out)
     refusal = _refusal(delta)
     if refusal is not None:
         # A constant of the model may be infinite, as a mask's are: it has not moved.
