@@ -65,7 +65,7 @@ class ExactSum:
 
     def _scratch(self, piece: torch.Tensor) -> torch.Tensor | None:
         """Memory for the update of a piece, if that is of the piece's own dtype."""
-        if not piece.is_floating_point():
+        if piece.dtype not in (torch.float32, torch.float64):
             return None
         if piece.dtype not in self._deltas:
             self._deltas[piece.dtype] = torch.empty_like(self._real, dtype=piece.dtype)
@@ -126,6 +126,9 @@ def _delta(
     """The update of a piece, in `out` if given, and why it cannot be summed, if so."""
     if not mine.is_floating_point():
         mine, its_start = mine.to(torch.int64), its_start.to(torch.int64)
+    elif mine.element_size() < 4:
+        # The difference of two halves need not be a half.
+        mine, its_start = mine.float(), its_start.float()
     delta = torch.sub(mine, its_start, out=out)
     refusal = _refusal(delta)
     if refusal is not None:
