@@ -40,7 +40,7 @@ ROWS = {
     "2nn-pathological": Row(
         ["--model", "2nn", "--epochs", "1"], "pathological", 0.97, 664, 750, (0.03, 0.05, 0.1)
     ),
-    "cnn-iid": Row(["--model", "cnn", "--epochs", "5"], "iid", 0.99, 18, 25, (0.1, 0.15, 0.05)),
+    "cnn-iid": Row(["--model", "cnn", "--epochs", "5"], "iid", 0.99, 18, 25, (0.1, 0.15)),
 }
 
 
