@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +26,9 @@ T = TypeVar("T")
 
 LARGEST_PIECE = 2**30
 """MPI counts are 32-bit on many clusters: a longer buffer travels in pieces."""
+
+SECONDS_TO_FORWARD = 0.2
+"""The mpirun of Open MPI was seen to drop a sentence that a rank printed just before it aborted."""
 
 
 class _Requests:
@@ -138,6 +143,8 @@ class MpiTransport(Transport):
         return wait_until(ready, spin=self.ranks_on_node <= self.cores_on_node)
 
     def abort(self, status: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come in between
+        time.sleep(SECONDS_TO_FORWARD)
         self._comm.Abort(status)
 
     def library(self) -> str:
