@@ -87,10 +87,8 @@ def test_no_client_is_left(prepared: Path, here: Path, mode: str) -> None:
 
 
 @pytest.mark.launch
-def test_a_spoiled_client_under_mpirun(
-    launcher: Launcher, diverging: list[str], here: Path
-) -> None:
-    done = run(launcher, 3, *diverging)
+def test_a_spoiled_client_under_mpirun(mpich: Launcher, diverging: list[str], here: Path) -> None:
+    done = run(mpich, 3, *diverging)
     assert (done.status, "Traceback" in done.stderr) == (0, False), done
     assert done.stdout.count(f"left out: client {SPOILED} on rank ") == 3
     rounds = read_metrics(here / "runs" / "it" / "metrics.jsonl")
