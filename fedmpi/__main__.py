@@ -62,8 +62,11 @@ def _launched(launch: Launch) -> int:
     def take_part() -> int:
         from fedmpi.comm.endpoint import Endpoint
         from fedmpi.comm.mpi import MpiTransport
+        from fedmpi.comm.time_slice import ask_for_long_turns
 
         transport = MpiTransport(launch)
+        if transport.ranks_on_node > transport.cores_on_node:
+            ask_for_long_turns()
         if transport.rank:
             return _obey(Endpoint(transport))
         return _lead(Endpoint(transport), launch)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from fedmpi.comm.endpoint import Channel
@@ -19,6 +20,8 @@ from fedmpi.comm.frame import as_bytes
 from fedmpi.comm.transport import Pending, Transport
 
 Topology = Literal["tree", "star"]
+
+_EMPTY = torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,15 @@ def _chunks(tensors: Sequence[torch.Tensor], chunk_bytes: int) -> Iterator[torch
     for tensor in tensors:
         step = max(1, chunk_bytes // tensor.element_size())
         yield from tensor.split(step) if tensor.numel() else ()
+
+
+def add_integers(total: torch.Tensor, other: torch.Tensor) -> None:
+    """total += other for int64 of the same shape; what leaves 64 bits wraps round."""
+    if total.is_cuda:
+        total.add_(other)
+    else:
+        # PyTorch multiplies every int64 by alpha = 1 first, which takes four times as long.
+        np.add(total.numpy(), other.numpy(), out=total.numpy())
 
 
 def broadcast(
@@ -102,10 +114,14 @@ def reduce_sum(
     """
     here = place(transport.rank, group, topology)
     pieces = list(_chunks([vector], chunk_bytes))
+    if not pieces:
+        return
+    # An empty message goes ahead: the long wait for it may be a lazy one, while the pieces
+    # need a rank that looks after them.
+    ready = {c: transport.receive_buffer(_EMPTY, c, Channel.COLLECTIVE) for c in here.children}
     # Two scratch chunks per child: one is added while the next arrives.
     arriving: dict[int, deque[tuple[torch.Tensor, Pending]]] = {c: deque() for c in here.children}
-    longest = pieces[0].numel() if pieces else 0
-    scratch = {c: vector.new_empty(2, longest) for c in here.children}
+    scratch = {c: vector.new_empty(2, pieces[0].numel()) for c in here.children}
 
     def expect(child: int, index: int) -> None:
         if index < len(pieces):
@@ -113,17 +129,22 @@ def reduce_sum(
             pending = transport.receive_buffer(as_bytes(target), child, Channel.COLLECTIVE)
             arriving[child].append((target, pending))
 
-    for child in here.children:
-        expect(child, 0)
-        expect(child, 1)
     leaving = []
     for index, piece in enumerate(pieces):
         for child in here.children:
+            if index == 0:
+                transport.finish(ready[child])
+                expect(child, 0)
+                expect(child, 1)
             target, pending = arriving[child].popleft()
             transport.finish(pending)
-            piece.add_(target)
+            add_integers(piece, target)
             expect(child, index + 2)
         if here.parent is not None:
-            leaving.append(transport.send_buffer(as_bytes(piece), here.parent, Channel.COLLECTIVE))
+            ahead = [_EMPTY] if index == 0 else []
+            leaving += [
+                transport.send_buffer(part, here.parent, Channel.COLLECTIVE)
+                for part in (*ahead, as_bytes(piece))
+            ]
     for transfer in leaving:
         transport.finish(transfer)

@@ -17,8 +17,8 @@ SPIN_SECONDS = 200e-6
 """A rank with a core of its own polls without a pause for this long."""
 SHARE = 0.05
 """A pause is at most this share of the time already waited: what it adds stays small."""
-LONGEST_PAUSE = 2e-3
-"""At this pause a waiting rank takes about 1 % of a core."""
+LONGEST_PAUSE = 5e-3
+"""To wake up and look costs some 50 us on a busy machine: at this pause 1 % of a core."""
 
 
 def wait_until(ready: Callable[[], T | None], spin: bool) -> T:

@@ -57,7 +57,7 @@ def test_pauses_grow_to_a_limit(spin: bool, monkeypatch: pytest.MonkeyPatch) -> 
     wait_until(lambda: True if now > 2 else None, spin)
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_PAUSE
-    assert len(pauses) < 1.2 * 2 / LONGEST_PAUSE
+    assert len(pauses) < 1.5 * 2 / LONGEST_PAUSE  # those that grow are a third
 
 
 @pytest.mark.parametrize("world", [EVERY_WORLD[0], EVERY_WORLD[-1]], indirect=True)

@@ -205,9 +205,31 @@ def test_constants_that_are_infinite_or_large_stay_as_they_are() -> None:
 
 def test_the_small_updates_of_many_clients_add_up() -> None:
     clients, delta = 60_000, 5e-6
-    exact, one = ExactSum(1), ExactSum(1)
+    one = ExactSum(1)
     start, local = [torch.zeros(1)], [torch.tensor([delta])]
     one.add(local, start, 1 / clients)
-    exact.total += clients * one.total
-    apply_sum(start, exact.total, 1.0)
+    apply_sum(start, clients * one.total, 1.0)
     assert float(start[0]) == pytest.approx(delta, rel=0.01)
+
+
+@given(
+    st.lists(st.floats(-4e6, 4e6, width=32), min_size=1, max_size=20),
+    st.floats(2.0**-20, 1.0),
+)
+def test_the_sum_is_made_of_the_nearest_integers(updates, weight) -> None:
+    """Small and large pieces are converted in two ways, and both round ties to even."""
+    exact = ExactSum(len(updates))
+    local = [torch.tensor(updates, dtype=torch.float64)]
+    assert exact.add(local, [torch.zeros_like(local[0])], weight) is None
+    scale = weight * 2.0**fixed_point.RESOLUTION
+    assert exact.total.tolist() == [round(value * scale) for value in updates]
+
+
+@pytest.mark.parametrize("factor", [1, 2**11])
+def test_halves_go_to_the_even_neighbour(factor: int) -> None:
+    unit = 2.0**-fixed_point.RESOLUTION
+    halves = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 0.0], dtype=torch.float64) * unit
+    halves[-1] = factor  # 2^11 makes the whole piece take the other way of conversion
+    exact = ExactSum(6)
+    exact.add([halves], [torch.zeros(6, dtype=torch.float64)], 1.0)
+    assert exact.total[:5].tolist() == [0, 2, 2, 0, -2]
