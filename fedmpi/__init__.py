@@ -1,3 +1,35 @@
-"""Federated learning and secure computation for PyTorch, simulated over MPI."""
+"""Federated learning and secure computation for PyTorch, simulated over MPI.
+
+What a program is written with is imported when it is first named: the command line does
+not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fedmpi import workers as workers  # the room, and a call: see there
+
+if TYPE_CHECKING:
+    from fedmpi.tensors.modules import get as get
+    from fedmpi.tensors.pointer import PointerTensor as PointerTensor
+    from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
+    from fedmpi.tensors.session import scope as scope
+    from fedmpi.tensors.session import simulate as simulate
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "PointerTensor": "tensors.pointer",
+    "RemoteWorker": "tensors.remote_worker",
+    "get": "tensors.modules",
+    "scope": "tensors.session",
+    "simulate": "tensors.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fedmpi' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fedmpi.{_PLACES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The subcommands, nothing else: run, prepare, inspect, info, report."""
+"""The subcommands, nothing else: run, prepare, inspect, info, report, exec."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IN_PROCESS_WORKERS = 7
 """Workers of a run without mpirun: as many as `mpirun -n 8` has."""
+EXEC_WORKERS = 3
+"""Workers of a script without mpirun: alice, bob and carol."""
 MOST_IN_PROCESS_WORKERS = 1024
 """Each is a thread; tens of thousands take minutes to start."""
 
@@ -71,6 +73,18 @@ class ReportOptions:
 @dataclass(frozen=True)
 class InfoOptions:
     """Show MPI library, ranks, cores, threads, versions and GPUs of this launch."""
+
+
+@dataclass(frozen=True)
+class ExecOptions:
+    """Run a script of one's own, in which fedmpi.workers() are the other ranks."""
+
+    script: tyro.conf.Positional[str]
+    """A Python file; what follows it on the command line is the script's own."""
+    workers: int = 0
+    """Number of workers; 0: all ranks of the launch but one, 3 without mpirun."""
+    memory_mib: int = 0
+    """Most memory of the tensors on each worker, in MiB; 0: no limit but the node's memory."""
 
 
 def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -147,6 +161,19 @@ def _info(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     show(crew, launcher, _console(launcher))
 
 
+def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    # What follows the script belongs to the script, options included.
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-"):
+        at += 1 if "=" in arguments[at] or arguments[at] in ("-h", "--help") else 2
+    chosen = _parse(ExecOptions, "exec", arguments[: at + 1])
+    comm = CommConfig(workers=chosen.workers or ("auto" if crew else EXEC_WORKERS))
+    with _workers(comm, "", crew, launcher) as workers:
+        from fedmpi.tensors.script import run_script
+
+        run_script(chosen.script, arguments[at + 1 :], workers, chosen.memory_mib * 2**20)
+
+
 Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
 _SUBCOMMANDS: dict[str, Subcommand] = {
     "run": _run,
@@ -154,6 +181,7 @@ _SUBCOMMANDS: dict[str, Subcommand] = {
     "inspect": _inspect,
     "report": _report,
     "info": _info,
+    "exec": _exec,
 }
 _DESCRIPTIONS: dict[str, type[Any]] = {
     "run": RunOptions,
@@ -161,6 +189,7 @@ _DESCRIPTIONS: dict[str, type[Any]] = {
     "inspect": InspectOptions,
     "report": ReportOptions,
     "info": InfoOptions,
+    "exec": ExecOptions,
 }
 
 

@@ -29,9 +29,11 @@ class RemoteError(FedMPIError):
         rank: the worker's rank.
         remote_traceback: the traceback as the worker printed it; empty for a
             refusal (a `UsageError` there), which needs none.
+        call: number of the operator's call that failed; 0 if it was something else.
     """
 
-    def __init__(self, message: str, rank: int, remote_traceback: str = "") -> None:
+    def __init__(self, message: str, rank: int, remote_traceback: str = "", call: int = 0) -> None:
         super().__init__(message)
         self.rank = rank
         self.remote_traceback = remote_traceback
+        self.call = call

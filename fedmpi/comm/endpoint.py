@@ -20,6 +20,7 @@ class Channel(IntEnum):
     REPLY = 4
     COLLECTIVE = 6
     ALARM = 8
+    PEER = 10
 
 
 class Frame(msgspec.Struct, frozen=True):

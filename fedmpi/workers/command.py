@@ -16,7 +16,7 @@ place of the next reply when it owes none itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 
@@ -51,15 +51,24 @@ class Failure(Reply, frozen=True):
         sentence: for a person.
         exit_status: of the job, if nobody catches it.
         traceback: empty when the sentence says it all (a refusal).
+        call: number of the operator's call that failed; 0 if it was something else.
     """
 
     sentence: str
     exit_status: int
     traceback: str
+    call: int = 0
+
+
+class Answer(NamedTuple):
+    """A reply with tensors in its frame; they leave before the next command is obeyed."""
+
+    reply: Reply
+    tensors: Sequence[torch.Tensor]
 
 
 C = TypeVar("C", bound=Command)
-Handler = Callable[["Worker", Any, list[torch.Tensor]], Reply | None]
+Handler = Callable[["Worker", Any, list[torch.Tensor]], Reply | Answer | None]
 
 
 class Entry(NamedTuple):
@@ -76,7 +85,7 @@ _handlers: dict[type[Command], Entry] = {}
 
 def handles(
     command: type[C], *, replies: bool = False, always: bool = False, urgent: bool = False
-) -> Callable[[Callable[[Worker, C, list[torch.Tensor]], Reply | None]], Handler]:
+) -> Callable[[Callable[[Worker, C, list[torch.Tensor]], Reply | Answer | None]], Handler]:
     """Enters a handler for a command into the table.
 
     Args:

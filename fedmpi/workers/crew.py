@@ -51,7 +51,13 @@ class Crew:
         Raises:
             RemoteError: the failure of the lowest rank that failed.
         """
-        replies: list[R] = []
+        return [reply for reply, _ in self.hear_tensors(ranks, kind)]
+
+    def hear_tensors(
+        self, ranks: Iterable[int], kind: type[R]
+    ) -> list[tuple[R, list[torch.Tensor]]]:
+        """As `hear`, with the tensors that came with each reply."""
+        replies: list[tuple[R, list[torch.Tensor]]] = []
         failure: RemoteError | None = None
         for rank in ranks:
             frame = self.endpoint.receive(Channel.REPLY, rank)
@@ -64,7 +70,7 @@ class Crew:
             if isinstance(reply, Failure):
                 failure = failure or _remote_error(rank, reply)
             else:
-                replies.append(reply)
+                replies.append((reply, frame.tensors))
         self.endpoint.flush()
         self.busy = False
         if failure is not None:
@@ -93,6 +99,7 @@ class Crew:
 
 
 def _remote_error(rank: int, failure: Failure) -> RemoteError:
-    error = RemoteError(f"worker on rank {rank}: {failure.sentence}", rank, failure.traceback)
+    sentence = f"worker on rank {rank}: {failure.sentence}"
+    error = RemoteError(sentence, rank, failure.traceback, failure.call)
     error.exit_status = failure.exit_status
     return error

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.frame import MEMORY
 from fedmpi.comm.threads import Aborted
 from fedmpi.errors import FedMPIError, UsageError
-from fedmpi.workers.command import Command, Failure, Stop, decode_command, entry_of
+from fedmpi.workers.command import Answer, Command, Failure, Reply, Stop, decode_command, entry_of
+from fedmpi.workers.objects import ObjectStore
 
 OWNER = 0
 """Rank of the owner."""
@@ -25,7 +27,8 @@ class Worker:
         endpoint: this rank's end of the wire.
         rank: 1 or more.
         transport: what carries the frames, for messages without a header.
-        store: the worker's objects by the id that the owner gave them.
+        store: what the handlers keep, by name.
+        objects: the tensors that pointers stand for.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -33,6 +36,7 @@ class Worker:
         self.rank = endpoint.rank
         self.transport = endpoint.transport
         self.store: dict[str, Any] = {}
+        self.objects = ObjectStore(self.rank, MEMORY)
         self._failure: Failure | None = None
 
     def object(self, key: str, kind: type[T]) -> T:
@@ -54,28 +58,42 @@ class Worker:
 
     def _obey(self, command: Command, tensors: list[torch.Tensor]) -> None:
         entry = entry_of(command)
-        reply = None
+        reply: Reply | Answer | None = None
         if self._failure is None or entry.always:
             try:
                 reply = entry.handler(self, command, tensors)
             except Aborted:
                 raise
             except (Exception, SystemExit) as error:  # a person's model may call sys.exit
-                self._failure = self._failure or describe_failure(error)
-                if entry.urgent:
+                self.note_failure(error)
+                if entry.urgent and self._failure is not None:
                     self.endpoint.send(OWNER, Channel.ALARM, self._failure)
         if entry.replies:
             answer = self._failure or reply
             self._failure = None
             assert answer is not None, f"the handler of {type(command).__name__} owes a reply"
-            self.endpoint.send(OWNER, Channel.REPLY, answer)
+            if isinstance(answer, Answer):
+                self.endpoint.send(OWNER, Channel.REPLY, *answer)
+                self.endpoint.flush()  # the next command may change the tensors
+            else:
+                self.endpoint.send(OWNER, Channel.REPLY, answer)
+
+    def note_failure(self, error: BaseException, call: int = 0) -> None:
+        """Keeps the first failure until the owner waits for something.
+
+        Args:
+            error: what was raised.
+            call: number of the operator's call that raised it, if one did.
+        """
+        self._failure = self._failure or describe_failure(error, call)
 
 
-def describe_failure(error: BaseException) -> Failure:
+def describe_failure(error: BaseException, call: int = 0) -> Failure:
     """An exception as it travels: a refusal needs no traceback, a bug does."""
     if isinstance(error, FedMPIError):
-        return Failure(str(error), error.exit_status, "")
+        return Failure(str(error), error.exit_status, "", call)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return Failure(f"out of memory: {error}", UsageError.exit_status, "")
+        return Failure(f"out of memory: {error}", UsageError.exit_status, "", call)
     sentence = f"{type(error).__name__}: {error}"
-    return Failure(sentence, FedMPIError.exit_status, "".join(traceback.format_exception(error)))
+    trace = "".join(traceback.format_exception(error))
+    return Failure(sentence, FedMPIError.exit_status, trace, call)

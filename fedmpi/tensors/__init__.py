@@ -1,0 +1,1 @@
+"""Tensors that live elsewhere: what a person writes programs with."""

@@ -1,0 +1,182 @@
+"""The owner's end of one worker's object store: calls go out in batches, ids come from here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+
+import fedmpi
+from fedmpi.errors import RemoteError, UsageError
+from fedmpi.workers.command import Command, Reply
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.operate import Call, Clear, Done, Operate, Wait
+
+if TYPE_CHECKING:
+    from fedmpi.tensors.calls import Known
+
+R = TypeVar("R", bound=Reply)
+
+BATCH = 32
+"""Calls that travel in one frame at most."""
+PATIENCE = 200e-6
+"""Seconds that a call waits for company, if other calls come."""
+LINES_KEPT = 2**16
+"""Calls of which the owner still knows the script's line when they fail."""
+
+_INSIDE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(fedmpi.__file__) + os.sep)
+
+
+class Remote:
+    """One object on a worker; it is deleted there after the last of these has died here."""
+
+    __slots__ = ("__weakref__", "key", "link")
+
+    def __init__(self, link: Link, key: int) -> None:
+        self.link = link
+        self.key = key
+
+    def __del__(self) -> None:
+        # No message from here: this may run in the middle of anything.
+        self.link.dead.append(self.key)
+
+
+class Link:
+    """What goes from the owner to one worker's object store.
+
+    Args:
+        crew: of the job.
+        rank: the worker's.
+
+    Attributes:
+        dead: ids to forget, sent with the next command.
+        open: false once the job has ended.
+    """
+
+    def __init__(self, crew: Crew, rank: int) -> None:
+        self.crew = crew
+        self.rank = rank
+        self.dead: list[int] = []
+        self.open = True
+        self._calls: list[Call] = []
+        self._untold: list[Known] = []
+        self._told: set[int] = set()
+        self._since = 0.0
+        self._made = 0
+        self._last_key = 0
+        self._handles: WeakValueDictionary[int, Remote] = WeakValueDictionary()
+        self._lines: deque[tuple[str, int]] = deque(maxlen=LINES_KEPT)
+
+    def make(self) -> Remote:
+        """A handle with a new id, for an object that is about to be."""
+        self._last_key += 1
+        return self.adopt(self._last_key)
+
+    def adopt(self, key: int) -> Remote:
+        """A handle for an object that the worker has already: the one there is, or a new one."""
+        found = self._handles.get(key)
+        if found is None:
+            found = self._handles[key] = Remote(self, key)
+        return found
+
+    def call(
+        self,
+        known: Known,
+        tensors: list[int],
+        numbers: list[int | float],
+        results: list[int],
+        seed: int,
+    ) -> None:
+        """Queues an operator's call; it goes out with others."""
+        if not self.open:
+            raise self._closed()
+        if known.number not in self._told:
+            self._told.add(known.number)
+            self._untold.append(known)
+        self._made += 1
+        self._lines.append(_line_of_the_script())
+        self._calls.append(Call(self._made, known.number, tensors, numbers, results, seed))
+        if len(self._calls) == 1:
+            self._since = time.perf_counter()
+        elif len(self._calls) >= BATCH or time.perf_counter() - self._since > PATIENCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what is queued."""
+        if self._calls or self.dead:
+            signatures = [(known.number, known.signature) for known in self._untold]
+            # What dies from here on goes with the next command.
+            calls, self._calls, self._untold = self._calls, [], []
+            dead, self.dead = self.dead, []
+            self.crew.tell(self.rank, Operate(signatures, calls, dead))
+
+    def tell(self, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
+        """Sends a command after all that is queued."""
+        if not self.open:
+            raise self._closed()
+        self.flush()
+        self.crew.tell(self.rank, command, tensors)
+
+    def ask(self, command: Command, kind: type[R]) -> tuple[R, list[torch.Tensor]]:
+        """Sends a command and waits for its reply.
+
+        Raises:
+            RemoteError: the first failure since the last wait, with the script's line.
+        """
+        self.tell(command)
+        try:
+            [answer] = self.crew.hear_tensors([self.rank], kind)
+        except RemoteError as error:
+            raise self._at_its_line(error) from None
+        return answer
+
+    def forget_since(self, key: int) -> None:
+        """Deletes what was made after that id, though pointers to it may live on."""
+        self.dead += range(key + 1, self._last_key + 1)
+
+    @property
+    def last_key(self) -> int:
+        """The id that was given last."""
+        return self._last_key
+
+    def wait(self) -> None:
+        """Waits until the worker has done all; raises as `ask`."""
+        self.ask(Wait(), Done)
+
+    def forget_signatures(self) -> None:
+        """The numbers of signatures are given anew from here on."""
+        self.flush()
+        self._told.clear()
+
+    def clear(self) -> None:
+        """Deletes all objects, and waits; raises as `ask`."""
+        self.ask(Clear(), Done)
+
+    def _closed(self) -> UsageError:
+        return UsageError(f"a pointer to rank {self.rank} belongs to a job that has ended")
+
+    def _at_its_line(self, error: RemoteError) -> RemoteError:
+        """The same error with the line of the script that made the call."""
+        back = self._made - error.call
+        if not error.call or back >= len(self._lines):
+            return error
+        file, number = self._lines[-1 - back]
+        told = RemoteError(
+            f"{error} (called at {file}:{number})", error.rank, error.remote_traceback, error.call
+        )
+        told.exit_status = error.exit_status
+        return told
+
+
+def _line_of_the_script() -> tuple[str, int]:
+    """The innermost line that is neither PyTorch's nor FedMPI's."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename.startswith(_INSIDE) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

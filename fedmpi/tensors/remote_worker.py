@@ -1,0 +1,120 @@
+"""A worker as a program sees it: send, get, move, search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+import torch
+from torch import nn
+
+from fedmpi.comm.frame import DTYPES
+from fedmpi.errors import UsageError
+from fedmpi.tensors.layout import layout
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.modules import with_tensors
+from fedmpi.tensors.pointer import PointerTensor, point
+from fedmpi.workers.operate import Described, Found, Limit, Look, Put
+
+M = TypeVar("M", bound=nn.Module)
+
+COPIED_BYTES = 2**20
+"""A tensor up to here is copied when it is sent, and nobody waits; a longer one is sent out of
+its own memory, which the program gets back when the worker has it."""
+
+
+class RemoteWorker:
+    """The owner's handle on one worker.
+
+    Attributes:
+        rank: of the worker; also its `id`.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.rank = self.id = link.rank
+
+    def __repr__(self) -> str:
+        return f"RemoteWorker(rank {self.rank})"
+
+    @overload
+    def send(self, what: M, *, private: bool = False) -> M: ...
+    @overload
+    def send(
+        self,
+        what: torch.Tensor,
+        *,
+        tags: Sequence[str] = (),
+        description: str = "",
+        private: bool = False,
+    ) -> PointerTensor: ...
+    def send(
+        self,
+        what: nn.Module | torch.Tensor,
+        *,
+        tags: Sequence[str] = (),
+        description: str = "",
+        private: bool = False,
+    ) -> nn.Module | torch.Tensor:
+        """Sends a tensor, or all tensors of a module, to the worker.
+
+        Args:
+            what: a tensor: the values are sent as they are now, without their history. A
+                module: the result is a copy of it whose parameters and buffers are pointers.
+            tags: for `search`.
+            description: for a person.
+            private: the worker does not give the values back, nor what is computed from them.
+
+        Returns:
+            A pointer (a leaf that requires grad if the tensor does), or the copied module.
+
+        Raises:
+            UsageError: it is a pointer already.
+        """
+        if isinstance(what, nn.Module):
+            return with_tensors(what, lambda tensor: self.send(tensor, private=private))
+        if isinstance(what, PointerTensor):
+            raise UsageError(f"{what!r} is on a worker already: use move or copy")
+        tensor = what.detach()
+        remote = self.link.make()
+        in_place = tensor.nbytes > COPIED_BYTES
+        sent = tensor if in_place else tensor.clone()
+        self.link.tell(Put(remote.key, list(tags), description, private), [sent])
+        if in_place:
+            self.link.crew.endpoint.flush()
+        return point(remote, tensor).requires_grad_(what.requires_grad)
+
+    def search(self, *tags: str) -> list[PointerTensor]:
+        """Pointers to the worker's objects that have all of these tags, oldest first."""
+        found, _ = self.link.ask(Look(list(tags)), Found)
+        return [self._point_at(one) for one in found.objects]
+
+    def objects(self) -> list[Described]:
+        """What the worker stores, without the values: ids, shapes, dtypes, tags, bytes."""
+        found, _ = self.link.ask(Look([]), Found)
+        return found.objects
+
+    def nbytes(self) -> int:
+        """Memory that the worker's objects take together."""
+        found, _ = self.link.ask(Look([]), Found)
+        return found.nbytes
+
+    def clear(self) -> None:
+        """Deletes all objects; pointers to them stand for nothing from here on."""
+        self.link.clear()
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Has the worker refuse what would take its objects beyond so many bytes."""
+        self.link.tell(Limit(nbytes))
+
+    def wait(self) -> None:
+        """Waits until the worker has done all that it was told.
+
+        Raises:
+            RemoteError: the first failure since the last wait.
+        """
+        self.link.wait()
+
+    def _point_at(self, one: Described) -> PointerTensor:
+        there = layout(tuple(one.shape), tuple(one.stride), one.offset, DTYPES[one.dtype])
+        return PointerTensor(self.link.adopt(one.key), there)

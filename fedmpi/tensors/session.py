@@ -1,0 +1,75 @@
+"""The workers of a program: those of an MPI launch, or threads of this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import fedmpi.workers
+from fedmpi.errors import UsageError
+from fedmpi.tensors import calls
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.remote_worker import RemoteWorker
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.in_process import in_process_crew
+
+_sessions: list[tuple[RemoteWorker, ...]] = []
+
+
+@contextmanager
+def session(crew: Crew) -> Iterator[tuple[RemoteWorker, ...]]:
+    """Makes a crew the one that `workers()` names; its pointers end with it."""
+    links = [Link(crew, rank) for rank in crew.ranks]
+    handles = tuple(RemoteWorker(link) for link in links)
+    forgetting = [link.forget_signatures for link in links]
+    _sessions.append(handles)
+    calls.links_to_tell += forgetting
+    try:
+        yield handles
+        # A failure that nobody waited for is still one.
+        for link in links:
+            link.clear()
+    finally:
+        _sessions.remove(handles)
+        for forget in forgetting:
+            calls.links_to_tell.remove(forget)
+        for link in links:
+            link.open = False
+
+
+@contextmanager
+def simulate(workers: int) -> Iterator[tuple[RemoteWorker, ...]]:
+    """Workers as threads of this process, for a notebook or a test.
+
+    Args:
+        workers: how many.
+    """
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: expected at least 1")
+    with in_process_crew(workers) as crew, session(crew) as handles:
+        yield handles
+
+
+def workers() -> tuple[RemoteWorker, ...]:
+    """The workers, in the order of their ranks.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not _sessions:
+        raise UsageError(fedmpi.workers.NO_WORKERS)
+    return _sessions[-1]
+
+
+fedmpi.workers.of_the_program = workers
+
+
+@contextmanager
+def scope() -> Iterator[None]:
+    """Frees all objects that are made inside, on every worker, though pointers may live on."""
+    before = [(worker.link, worker.link.last_key) for worker in workers()]
+    try:
+        yield
+    finally:
+        for link, key in before:
+            link.forget_since(key)

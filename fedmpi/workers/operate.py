@@ -1,0 +1,302 @@
+"""Commands on a worker's tensors: compute with them, take them, give them, look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.frame import ProtocolError
+from fedmpi.errors import FedMPIError
+from fedmpi.workers.command import Answer, Command, Reply, handles
+from fedmpi.workers.objects import NoSuchObject, ObjectStore, Refused
+from fedmpi.workers.signature import Callee, Number, Signature
+from fedmpi.workers.worker import Worker
+
+CALLEES = "callees"
+"""Id in a worker's store: the signatures that it knows, by number."""
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """One operator.
+
+    Attributes:
+        number: of the call, counted by the owner per worker; names it in a failure.
+        signature: number of a signature that this worker was told.
+        tensors: ids that fill its tensor slots.
+        numbers: that fill its number slots.
+        results: ids of its results, 0 for what has no new object: an input changed in place.
+        seed: of a random operator.
+    """
+
+    number: int
+    signature: int
+    tensors: list[int]
+    numbers: list[Number]
+    results: list[int]
+    seed: int = 0
+
+
+class Operate(Command, frozen=True):
+    """Learn signatures, call operators in order, then forget objects."""
+
+    signatures: list[tuple[int, Signature]]
+    calls: list[Call]
+    dead: list[int]
+
+
+class Put(Command, frozen=True):
+    """Store the one tensor of this frame."""
+
+    key: int
+    tags: list[str]
+    description: str
+    private: bool
+
+
+class Fetch(Command, frozen=True):
+    """Send an object's tensor to the owner."""
+
+    key: int
+
+
+class Fetched(Reply, frozen=True):
+    """The one tensor of this frame is the object's."""
+
+
+class Give(Command, frozen=True):
+    """Send an object to another worker, straight; forget it here if it is to move."""
+
+    key: int
+    to: int
+    keep: bool
+
+
+class Take(Command, frozen=True):
+    """Store the object that another worker gives."""
+
+    key: int
+    source: int
+
+
+class Given(Command, frozen=True):
+    """From worker to worker: an object, or why there is none."""
+
+    tags: list[str]
+    description: str
+    private: bool
+    refusal: str = ""
+
+
+class MakePrivate(Command, frozen=True):
+    """Do not give this object to the owner any more, nor what is computed from it."""
+
+    key: int
+
+
+class Look(Command, frozen=True):
+    """Say which objects have all of these tags."""
+
+    tags: list[str]
+
+
+class Described(msgspec.Struct, frozen=True, array_like=True):
+    """An object, without its values."""
+
+    key: int
+    shape: list[int]
+    stride: list[int]
+    offset: int
+    dtype: str
+    nbytes: int
+    tags: list[str]
+    description: str
+    private: bool
+
+
+class Found(Reply, frozen=True):
+    """Objects of a worker, in the order of their ids, and the memory of all it has."""
+
+    objects: list[Described]
+    nbytes: int
+
+
+class Clear(Command, frozen=True):
+    """Forget all objects."""
+
+
+class Limit(Command, frozen=True):
+    """Take at most so many bytes of tensors."""
+
+    nbytes: int
+
+
+class Wait(Command, frozen=True):
+    """Answer when all before it is done."""
+
+
+class Done(Reply, frozen=True):
+    """All before it is done."""
+
+
+# A failed call spoils what depends on it and nothing else: the store knows which ids were
+# lost, so these commands go on after a failure.
+
+
+@handles(Operate, always=True)
+def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> None:
+    """A call that fails is noted, and its results stay missing."""
+    callees: dict[int, Callee | Exception] = worker.store.setdefault(CALLEES, {})
+    for number, signature in command.signatures:
+        try:
+            callees[number] = Callee(signature)
+        except FedMPIError as error:
+            callees[number] = error
+    objects = worker.objects
+    with torch.no_grad():
+        for call in command.calls:
+            try:
+                _call(objects, callees, call)
+            except NoSuchObject as error:
+                # That call is the consequence of another, which has been or will be told.
+                objects.lose(call.results, str(error))
+                worker.note_failure(error, call.number)
+            except Exception as error:
+                objects.lose(call.results, f"{_name(callees, call)} failed: {error}")
+                worker.note_failure(error, call.number)
+    objects.delete(command.dead)
+
+
+def _name(callees: dict[int, Callee | Exception], call: Call) -> str:
+    callee = callees.get(call.signature)
+    return callee.signature.operator if isinstance(callee, Callee) else "an operator"
+
+
+def _call(objects: ObjectStore, callees: dict[int, Callee | Exception], call: Call) -> None:
+    callee = callees.get(call.signature)
+    if not isinstance(callee, Callee):
+        raise callee or ProtocolError(f"a call of an unknown signature {call.signature}")
+    if callee.signature.nbytes:
+        objects.make_room(callee.signature.nbytes)
+    operands = [objects.tensor(key) for key in call.tensors]
+    results = _flat(callee(operands, call.numbers, call.seed))
+    if len(results) != len(call.results):
+        raise ProtocolError(
+            f"{callee.signature.operator} has {len(results)} results, not {len(call.results)}"
+        )
+    for key, result in zip(call.results, results, strict=True):
+        if key:
+            objects.put(key, result)
+    if objects.any_private and any(objects.is_private(key) for key in call.tensors):
+        for key in (*(call.tensors[slot] for slot in callee.written), *filter(None, call.results)):
+            objects.make_private(key)
+
+
+def _flat(result: Any) -> Sequence[Any]:
+    """The results of an operator in order, lists among them laid out."""
+    if isinstance(result, torch.Tensor):
+        return (result,)
+    if result is None:
+        return ()
+    if isinstance(result, list | tuple):
+        return [tensor for part in result for tensor in (_flat(part) or [None])]
+    raise FedMPIError(f"an operator returned {type(result).__name__}, not a tensor")
+
+
+@handles(Put, always=True)
+def put(worker: Worker, command: Put, tensors: list[torch.Tensor]) -> None:
+    """Stores what arrived."""
+    [tensor] = tensors
+    worker.objects.put(
+        command.key, tensor, command.tags, command.description, private=command.private
+    )
+
+
+@handles(Fetch, replies=True)
+def fetch(worker: Worker, command: Fetch, tensors: list[torch.Tensor]) -> Answer:
+    """Refuses what is private."""
+    tensor = worker.objects.tensor(command.key)
+    if worker.objects.is_private(command.key):
+        raise Refused(
+            f"rank {worker.rank} keeps object {command.key} private: it does not leave the worker"
+        )
+    return Answer(Fetched(), [tensor])
+
+
+@handles(Give, always=True)
+def give(worker: Worker, command: Give, tensors: list[torch.Tensor]) -> None:
+    """Sends a copy, since what follows here may change that memory; refuses in words."""
+    objects = worker.objects
+    try:
+        stored = objects.stored(command.key)
+    except NoSuchObject as error:
+        given = Given([], "", False, refusal=str(error))
+        worker.endpoint.send(command.to, Channel.PEER, given)
+        return
+    given = Given(list(stored.tags), stored.description, objects.is_private(command.key))
+    copy = stored.tensor.clone(memory_format=torch.contiguous_format)
+    worker.endpoint.send(command.to, Channel.PEER, given, [copy])
+    if not command.keep:
+        objects.delete([command.key])
+
+
+@handles(Take, always=True)
+def take(worker: Worker, command: Take, tensors: list[torch.Tensor]) -> None:
+    """Waits for the other worker."""
+    frame = worker.endpoint.receive(Channel.PEER, command.source)
+    given = msgspec.msgpack.decode(frame.message, type=Given)
+    if given.refusal:
+        worker.objects.lose([command.key], given.refusal)
+        raise NoSuchObject(given.refusal)
+    [tensor] = frame.tensors
+    worker.objects.put(command.key, tensor, given.tags, given.description, private=given.private)
+
+
+@handles(MakePrivate, always=True)
+def make_private(worker: Worker, command: MakePrivate, tensors: list[torch.Tensor]) -> None:
+    """From here on."""
+    worker.objects.make_private(command.key)
+
+
+@handles(Look, replies=True)
+def look(worker: Worker, command: Look, tensors: list[torch.Tensor]) -> Found:
+    """Tensors do not leave the worker."""
+    wanted = set(command.tags)
+    found = [
+        Described(
+            key,
+            list(stored.tensor.shape),
+            list(stored.tensor.stride()),
+            int(stored.tensor.storage_offset()),
+            str(stored.tensor.dtype).removeprefix("torch."),
+            stored.tensor.nbytes,
+            list(stored.tags),
+            stored.description,
+            worker.objects.is_private(key),
+        )
+        for key, stored in sorted(worker.objects.items())
+        if wanted <= set(stored.tags)
+    ]
+    return Found(found, worker.objects.nbytes)
+
+
+@handles(Clear, replies=True, always=True)
+def clear(worker: Worker, command: Clear, tensors: list[torch.Tensor]) -> Done:
+    """All of them."""
+    worker.objects.clear()
+    return Done()
+
+
+@handles(Limit, always=True)
+def limit(worker: Worker, command: Limit, tensors: list[torch.Tensor]) -> None:
+    """For all that comes."""
+    worker.objects.limit = command.nbytes
+
+
+@handles(Wait, replies=True)
+def wait(worker: Worker, command: Wait, tensors: list[torch.Tensor]) -> Done:
+    """Nothing to do but to answer."""
+    return Done()

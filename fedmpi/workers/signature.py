@@ -1,0 +1,144 @@
+"""What an operator is called with: a signature that is sent once, and calls that fill it in.
+
+A signature is an operator's name and its arguments, with slots in place of tensors and
+of float numbers. A call names the signature by number and fills the slots: a training
+loop makes some fifty signatures, and then sends a few integers per operator.
+
+On the wire an argument is what msgpack knows (numbers, strings, None, lists), or a map
+of one entry: {"tensor": slot}, {"number": slot}, {"scalar": [slot, dtype]},
+{"dtype": name}, {"memory_format": name}, {"complex": [real, imaginary]}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from fedmpi.comm.frame import DTYPES, ProtocolError
+from fedmpi.workers.operators import drawing, is_random, leaves_memory_as_found, resolve
+
+Number = int | float
+Fill = Callable[[Sequence[torch.Tensor], Sequence[Number]], Any]
+"""The value of an argument, given the tensors and the numbers of a call."""
+
+MEMORY_FORMATS = {
+    str(known).removeprefix("torch."): known
+    for known in (
+        torch.contiguous_format,
+        torch.preserve_format,
+        torch.channels_last,
+        torch.channels_last_3d,
+    )
+}
+DEEPEST = 4
+"""Lists in lists of an argument; ATen knows two levels."""
+
+
+class Signature(msgspec.Struct, frozen=True, array_like=True):
+    """An operator and the arguments that its calls have in common.
+
+    Attributes:
+        operator: its name on the wire, such as `add.Tensor`.
+        arguments: by position.
+        keywords: by name.
+        nbytes: memory that the results take, as the owner reckons.
+    """
+
+    operator: str
+    arguments: list[Any]
+    keywords: dict[str, Any]
+    nbytes: int
+
+
+class Callee:
+    """A signature, ready to be called.
+
+    Attributes:
+        signature: as it was sent.
+        operator: that it names.
+        random: whether a call needs a seed.
+        written: tensor slots whose tensors are changed in place.
+
+    Raises:
+        UnlistedOperator: the operator is not on the list.
+        ProtocolError: an argument that is none of the above.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self.operator = resolve(signature.operator)
+        self.random = is_random(self.operator)
+        declared = self.operator._schema.arguments
+        given = dict(zip((a.name for a in declared), signature.arguments, strict=False))
+        given |= signature.keywords
+        writes = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
+        self.written = _tensor_slots([given[name] for name in writes if name in given])
+        self._zero = leaves_memory_as_found(self.operator)
+        # Most arguments are constants or one tensor each: only the slots are filled per call.
+        self._positional = [_fill(a) if _has_slot(a) else None for a in signature.arguments]
+        self._constant = [
+            a if f else _fill(a)((), ())
+            for a, f in zip(signature.arguments, self._positional, strict=True)
+        ]
+        self._slots = [(k, f) for k, f in enumerate(self._positional) if f is not None]
+        self._named = {name: _fill(a) for name, a in signature.keywords.items()}
+
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[Number], seed: int
+    ) -> Any:
+        """Runs the operator, with gradients off; `seed` is that of a random one."""
+        arguments = self._constant.copy()
+        for k, fill in self._slots:
+            arguments[k] = fill(tensors, numbers)
+        call: Callable[..., Any] = drawing(self.operator, seed) if self.random else self.operator
+        if self._named:
+            result = call(*arguments, **{n: f(tensors, numbers) for n, f in self._named.items()})
+        else:
+            result = call(*arguments)
+        return result.zero_() if self._zero else result
+
+
+def _has_slot(argument: Any) -> bool:
+    if isinstance(argument, list):
+        return any(_has_slot(a) for a in argument)
+    return isinstance(argument, dict) and not argument.keys().isdisjoint(_SLOTS)
+
+
+def _tensor_slots(argument: Any) -> list[int]:
+    """Tensor slots of an argument, in order."""
+    if isinstance(argument, list):
+        return [slot for a in argument for slot in _tensor_slots(a)]
+    return [argument["tensor"]] if isinstance(argument, dict) and "tensor" in argument else []
+
+
+_SLOTS = ("tensor", "number", "scalar")
+
+
+def _fill(argument: Any, depth: int = 0) -> Fill:
+    """How to make the value of an argument."""
+    if isinstance(argument, list):
+        if depth == DEEPEST:
+            raise ProtocolError(f"an argument of lists more than {DEEPEST} deep")
+        fills = [_fill(a, depth + 1) for a in argument]
+        return lambda tensors, numbers: [fill(tensors, numbers) for fill in fills]
+    if not isinstance(argument, dict):
+        return lambda tensors, numbers: argument
+    if len(argument) != 1:
+        raise ProtocolError(f"an argument {argument!r:.80}")
+    [(kind, value)] = argument.items()
+    try:
+        if kind == "tensor":
+            return lambda tensors, numbers: tensors[value]
+        if kind == "number":
+            return lambda tensors, numbers: numbers[value]
+        if kind == "scalar":
+            slot, dtype = value[0], DTYPES[value[1]]
+            return lambda tensors, numbers: torch.scalar_tensor(numbers[slot], dtype=dtype)
+        known: dict[str, dict[str, Any]] = {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}
+        constant: Any = complex(*value) if kind == "complex" else known[kind][value]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ProtocolError(f"an argument {argument!r:.80}: {error!r:.80}") from None
+    return lambda tensors, numbers: constant
