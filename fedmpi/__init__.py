@@ -13,6 +13,7 @@ from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
     from fedmpi.tensors.modules import get as get
+    from fedmpi.tensors.multi_pointer import MultiPointer as MultiPointer
     from fedmpi.tensors.pointer import PointerTensor as PointerTensor
     from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
     from fedmpi.tensors.session import scope as scope
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "MultiPointer": "tensors.multi_pointer",
     "PointerTensor": "tensors.pointer",
     "RemoteWorker": "tensors.remote_worker",
     "get": "tensors.modules",

@@ -124,12 +124,16 @@ class Link:
         self.crew.tell(self.rank, command, tensors)
 
     def ask(self, command: Command, kind: type[R]) -> tuple[R, list[torch.Tensor]]:
-        """Sends a command and waits for its reply.
+        """Sends a command and waits for its reply; raises as `hear`."""
+        self.tell(command)
+        return self.hear(kind)
+
+    def hear(self, kind: type[R]) -> tuple[R, list[torch.Tensor]]:
+        """Waits for the reply to the oldest command that owes one.
 
         Raises:
             RemoteError: the first failure since the last wait, with the script's line.
         """
-        self.tell(command)
         try:
             [answer] = self.crew.hear_tensors([self.rank], kind)
         except RemoteError as error:

@@ -76,7 +76,11 @@ class PointerTensor(torch.Tensor):
                 the values as private.
         """
         _, [tensor] = self.link.ask(Fetch(self.remote.key), Fetched)
-        return tensor.requires_grad_() if self.requires_grad and self.is_leaf else tensor
+        return self.as_fetched(tensor)
+
+    def as_fetched(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The values that came, as a leaf that requires grad if this is one."""
+        return tensor.requires_grad_(self.requires_grad and self.is_leaf)
 
     @property
     def link(self) -> Link:

@@ -23,6 +23,23 @@ COPIED_BYTES = 2**20
 its own memory, which the program gets back when the worker has it."""
 
 
+def start_sending(
+    link: Link, what: torch.Tensor, tags: Sequence[str], description: str, private: bool
+) -> PointerTensor:
+    """Sends a tensor's values; one of more than `COPIED_BYTES` must not change before `flush`.
+
+    Raises:
+        UsageError: it is a pointer already.
+    """
+    if isinstance(what, PointerTensor):
+        raise UsageError(f"{what!r} is on a worker already: use move or copy")
+    tensor = what.detach()
+    remote = link.make()
+    sent = tensor if tensor.nbytes > COPIED_BYTES else tensor.clone()
+    link.tell(Put(remote.key, list(tags), description, private), [sent])
+    return point(remote, tensor)
+
+
 class RemoteWorker:
     """The owner's handle on one worker.
 
@@ -73,16 +90,10 @@ class RemoteWorker:
         """
         if isinstance(what, nn.Module):
             return with_tensors(what, lambda tensor: self.send(tensor, private=private))
-        if isinstance(what, PointerTensor):
-            raise UsageError(f"{what!r} is on a worker already: use move or copy")
-        tensor = what.detach()
-        remote = self.link.make()
-        in_place = tensor.nbytes > COPIED_BYTES
-        sent = tensor if in_place else tensor.clone()
-        self.link.tell(Put(remote.key, list(tags), description, private), [sent])
-        if in_place:
+        pointer = start_sending(self.link, what, tags, description, private)
+        if what.nbytes > COPIED_BYTES:
             self.link.crew.endpoint.flush()
-        return point(remote, tensor).requires_grad_(what.requires_grad)
+        return pointer.requires_grad_(what.requires_grad)
 
     def search(self, *tags: str) -> list[PointerTensor]:
         """Pointers to the worker's objects that have all of these tags, oldest first."""

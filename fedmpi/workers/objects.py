@@ -7,11 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
+from fedmpi.comm.frame import DTYPES, LARGEST_RANK
 from fedmpi.errors import FedMPIError, UsageError
+
+_DTYPES = frozenset(DTYPES.values())
 
 
 class NoSuchObject(FedMPIError):
-    """An id that stands for nothing on this worker: deleted, moved away, or never made."""
+    """An id that stands for nothing on this worker: deleted, moved away, or never made.
+
+    Attributes:
+        why: the first cause, without the ids that were lost on the way.
+    """
+
+    def __init__(self, rank: int, key: int, why: str) -> None:
+        super().__init__(f"rank {rank} holds no object {key}: {why}")
+        self.why = why
 
 
 class Refused(UsageError):
@@ -86,7 +97,7 @@ class ObjectStore:
         found = self._objects.get(key)
         if found is None:
             why = self._lost.get(key, "it was deleted, moved away, or belongs to another job")
-            raise NoSuchObject(f"rank {self.rank} holds no object {key}: {why}")
+            raise NoSuchObject(self.rank, key, why)
         return found
 
     def tensor(self, key: int) -> torch.Tensor:
@@ -105,10 +116,23 @@ class ObjectStore:
         """Stores a tensor.
 
         Raises:
-            Refused: the id is taken, or the memory limit is passed.
+            Refused: the id is taken or none, the tensor could never be sent, or the memory
+                limit is passed.
         """
+        if key < 1:
+            raise Refused(f"rank {self.rank} keeps no object {key}: ids count from 1")
         if key in self._objects:
             raise Refused(f"rank {self.rank} has an object {key} already")
+        if (
+            tensor.layout != torch.strided
+            or tensor.is_meta
+            or tensor.dtype not in _DTYPES
+            or tensor.dim() > LARGEST_RANK
+        ):
+            raise Refused(
+                f"rank {self.rank} keeps no tensor of {tensor.dtype}, {tensor.layout}, "
+                f"{tensor.device}, {tensor.dim()} dimensions: it could not be sent"
+            )
         storage = tensor.untyped_storage()
         at = storage._cdata
         memory = self._memory.get(at)
@@ -144,7 +168,8 @@ class ObjectStore:
     def lose(self, keys: Iterable[int], why: str) -> None:
         """Notes why these ids will never stand for anything."""
         for key in keys:
-            self._lost[key] = why
+            if key not in self._objects:
+                self._lost[key] = why
 
     def make_room(self, nbytes: int) -> None:
         """Refuses memory beyond the limit, before it is taken.

@@ -153,7 +153,7 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
     for number, signature in command.signatures:
         try:
             callees[number] = Callee(signature)
-        except FedMPIError as error:
+        except Exception as error:
             callees[number] = error
     objects = worker.objects
     with torch.no_grad():
@@ -162,10 +162,11 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
                 _call(objects, callees, call)
             except NoSuchObject as error:
                 # That call is the consequence of another, which has been or will be told.
-                objects.lose(call.results, str(error))
+                objects.lose(call.results, error.why)
                 worker.note_failure(error, call.number)
             except Exception as error:
-                objects.lose(call.results, f"{_name(callees, call)} failed: {error}")
+                why = f"{_name(callees, call)} failed on rank {worker.rank}: {error}"
+                objects.lose(call.results, why)
                 worker.note_failure(error, call.number)
     objects.delete(command.dead)
 
@@ -178,10 +179,17 @@ def _name(callees: dict[int, Callee | Exception], call: Call) -> str:
 def _call(objects: ObjectStore, callees: dict[int, Callee | Exception], call: Call) -> None:
     callee = callees.get(call.signature)
     if not isinstance(callee, Callee):
-        raise callee or ProtocolError(f"a call of an unknown signature {call.signature}")
+        # Raised once more for each call: its traceback must not grow.
+        known = callee and callee.with_traceback(None)
+        raise known or ProtocolError(f"a call of an unknown signature {call.signature}")
     if callee.signature.nbytes:
         objects.make_room(callee.signature.nbytes)
     operands = [objects.tensor(key) for key in call.tensors]
+    private = objects.any_private and any(objects.is_private(key) for key in call.tensors)
+    if private:
+        # Before the operator runs: one that fails halfway has written too.
+        for slot in callee.written:
+            objects.make_private(call.tensors[slot])
     results = _flat(callee(operands, call.numbers, call.seed))
     if len(results) != len(call.results):
         raise ProtocolError(
@@ -189,10 +197,7 @@ def _call(objects: ObjectStore, callees: dict[int, Callee | Exception], call: Ca
         )
     for key, result in zip(call.results, results, strict=True):
         if key:
-            objects.put(key, result)
-    if objects.any_private and any(objects.is_private(key) for key in call.tensors):
-        for key in (*(call.tensors[slot] for slot in callee.written), *filter(None, call.results)):
-            objects.make_private(key)
+            objects.put(key, result, private=private)
 
 
 def _flat(result: Any) -> Sequence[Any]:
@@ -210,9 +215,15 @@ def _flat(result: Any) -> Sequence[Any]:
 def put(worker: Worker, command: Put, tensors: list[torch.Tensor]) -> None:
     """Stores what arrived."""
     [tensor] = tensors
-    worker.objects.put(
-        command.key, tensor, command.tags, command.description, private=command.private
-    )
+    _keep(worker, command.key, tensor, command)
+
+
+def _keep(worker: Worker, key: int, tensor: torch.Tensor, about: Put | Given) -> None:
+    try:
+        worker.objects.put(key, tensor, about.tags, about.description, private=about.private)
+    except Refused as error:
+        worker.objects.lose([key], str(error))
+        raise
 
 
 @handles(Fetch, replies=True)
@@ -233,7 +244,7 @@ def give(worker: Worker, command: Give, tensors: list[torch.Tensor]) -> None:
     try:
         stored = objects.stored(command.key)
     except NoSuchObject as error:
-        given = Given([], "", False, refusal=str(error))
+        given = Given([], "", False, refusal=error.why)
         worker.endpoint.send(command.to, Channel.PEER, given)
         return
     given = Given(list(stored.tags), stored.description, objects.is_private(command.key))
@@ -250,9 +261,9 @@ def take(worker: Worker, command: Take, tensors: list[torch.Tensor]) -> None:
     given = msgspec.msgpack.decode(frame.message, type=Given)
     if given.refusal:
         worker.objects.lose([command.key], given.refusal)
-        raise NoSuchObject(given.refusal)
+        raise NoSuchObject(worker.rank, command.key, given.refusal)
     [tensor] = frame.tensors
-    worker.objects.put(command.key, tensor, given.tags, given.description, private=given.private)
+    _keep(worker, command.key, tensor, given)
 
 
 @handles(MakePrivate, always=True)

@@ -129,13 +129,17 @@ def _fill(argument: Any, depth: int = 0) -> Fill:
     if len(argument) != 1:
         raise ProtocolError(f"an argument {argument!r:.80}")
     [(kind, value)] = argument.items()
+    if kind in _SLOTS:
+        slot = value[0] if kind == "scalar" and isinstance(value, list) and value else value
+        if type(slot) is not int or slot < 0:
+            raise ProtocolError(f"an argument {argument!r:.80}: slots count from 0")
     try:
         if kind == "tensor":
             return lambda tensors, numbers: tensors[value]
         if kind == "number":
             return lambda tensors, numbers: numbers[value]
         if kind == "scalar":
-            slot, dtype = value[0], DTYPES[value[1]]
+            dtype = DTYPES[value[1]]
             return lambda tensors, numbers: torch.scalar_tensor(numbers[slot], dtype=dtype)
         known: dict[str, dict[str, Any]] = {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}
         constant: Any = complex(*value) if kind == "complex" else known[kind][value]

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fedmpi.federated.commands as federated
+import fedmpi.workers.operate as operate
 import fedmpi.workers.vectors as vectors
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.config import Config, Recipe
@@ -18,6 +19,7 @@ from fedmpi.data.normalise import Normalisation
 from fedmpi.workers import command as table
 from fedmpi.workers.command import Command, Stop, decode_command, entry_of
 from fedmpi.workers.shards import WriteShards
+from fedmpi.workers.signature import Signature
 from fedmpi.workers.vectors import Route
 
 ROUTE = Route([0, 1, 2], "tree", 4096)
@@ -33,6 +35,20 @@ COMMANDS: list[Command] = [
     federated.Hop(1, [3], 0.1, 0, 2, 4096),
     federated.Report(),
     federated.EvaluateClients(),
+    operate.Operate(
+        [(0, Signature("add.Tensor", [{"tensor": 0}, 2], {}, 8))],
+        [operate.Call(1, 0, [1], [0.5, 3], [2], 7)],
+        [1],
+    ),
+    operate.Put(1, ["#x"], "rows", True),
+    operate.Fetch(1),
+    operate.Give(1, 2, False),
+    operate.Take(1, 2),
+    operate.MakePrivate(1),
+    operate.Look(["#x"]),
+    operate.Clear(),
+    operate.Limit(2**40),
+    operate.Wait(),
 ]
 NAMES = [type(command).__name__ for command in COMMANDS]
 

@@ -27,14 +27,14 @@ def fill(worker: Worker, command: Fill, tensors: list[torch.Tensor]) -> None:
     worker.store[command.key] = torch.full((command.length,), worker.rank)
 
 
-class Look(Command, frozen=True):
+class Peek(Command, frozen=True):
     """Asks for the sum of the stored vectors."""
 
     key: str
 
 
-@handles(Look, replies=True)
-def look(worker: Worker, command: Look, tensors: list[torch.Tensor]) -> Value:
+@handles(Peek, replies=True)
+def look(worker: Worker, command: Peek, tensors: list[torch.Tensor]) -> Value:
     return Value(sum(float(v.sum()) for v in worker.store[command.key]))
 
 
@@ -71,7 +71,7 @@ def test_vectors_go_down_and_sums_come_up(world: World, topology: str) -> None:
         addresses = None
         for number in (1.0, 2.0):
             send(crew, route, [torch.full((700,), number), torch.full((3,), 5)])
-            assert crew.ask(lambda r: Look("v"), Value) == [Value(700 * number + 15)] * len(
+            assert crew.ask(lambda r: Peek("v"), Value) == [Value(700 * number + 15)] * len(
                 crew.ranks
             )
             found = crew.ask(lambda r: Where("v"), Value)
@@ -96,7 +96,7 @@ def test_a_layout_may_change(world: World) -> None:
         ):
             send(crew, Route([0, *crew.ranks], "tree", 16), vectors)
             count = sum(v.numel() for v in vectors)
-            assert crew.ask(lambda r: Look("v"), Value) == [Value(float(count))] * len(crew.ranks)
+            assert crew.ask(lambda r: Peek("v"), Value) == [Value(float(count))] * len(crew.ranks)
 
     world.lead(scenario)
 
@@ -128,7 +128,7 @@ def test_a_worker_that_failed_still_passes_on_what_others_need(world: World) -> 
             crew.tell(rank, Read())
         with pytest.raises(RemoteError, match="worker on rank 1: ZeroDivisionError: at x"):
             crew.hear(crew.ranks, Journal)
-        assert crew.ask(lambda r: Look("v"), Value) == [Value(100.0)] * len(crew.ranks)
+        assert crew.ask(lambda r: Peek("v"), Value) == [Value(100.0)] * len(crew.ranks)
 
     world.lead(scenario)
 
