@@ -1,0 +1,379 @@
+"""Messages that no owner of this version sends: the worker tells, and obeys what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.frame import ProtocolError, encode
+from fedmpi.comm.threads import Hub
+from fedmpi.errors import RemoteError
+from fedmpi.workers.command import decode_command
+from fedmpi.workers.crew import Crew
+from fedmpi.workers.in_process import in_process_crew
+from fedmpi.workers.operate import (
+    Call,
+    Clear,
+    Done,
+    Fetch,
+    Fetched,
+    Found,
+    Give,
+    Limit,
+    Look,
+    MakePrivate,
+    Operate,
+    Put,
+    Take,
+    Wait,
+)
+from fedmpi.workers.signature import Signature
+from fedmpi.workers.worker import Worker
+from tests.comm.worlds import run_threads
+
+X, Y = {"tensor": 0}, {"tensor": 1}
+SECRET = torch.tensor([3.0, 1.0, 2.0])
+
+
+def failure(crew: Crew, rank: int = 1) -> str:
+    """What the worker has to say at the next wait; empty if all went well."""
+    crew.tell(rank, Wait())
+    try:
+        crew.hear([rank], Done)
+    except RemoteError as error:
+        return str(error)
+    return ""
+
+
+def value(crew: Crew, key: int, rank: int = 1) -> torch.Tensor:
+    crew.tell(rank, Fetch(key))
+    [(_, [tensor])] = crew.hear_tensors([rank], Fetched)
+    return tensor
+
+
+def call(
+    crew: Crew,
+    operator: str,
+    arguments: list[Any],
+    tensors: list[int],
+    results: list[int],
+    **rest: Any,
+) -> str:
+    """Tells a signature and calls it once; the worker's failure."""
+    signature = Signature(operator, arguments, rest.get("keywords", {}), rest.get("nbytes", 0))
+    calls = [Call(1, 0, tensors, rest.get("numbers", []), results, rest.get("seed", 0))]
+    crew.tell(1, Operate([(0, signature)], calls, []))
+    return failure(crew)
+
+
+@contextmanager
+def two_workers() -> Iterator[Crew]:
+    """Worker 1 has object 1, three ones, and object 2, three private numbers."""
+    with in_process_crew(2) as crew:
+        fill(crew)
+        yield crew
+
+
+def fill(crew: Crew) -> None:
+    crew.tell(1, Clear())
+    with suppress(RemoteError):
+        crew.hear([1], Done)
+    crew.tell(1, Put(1, [], "", False), [torch.ones(3)])
+    crew.tell(1, Put(2, [], "", True), [SECRET])
+    assert failure(crew) == ""
+
+
+def assert_obeys(crew: Crew) -> None:
+    """A correct call is done, with its result."""
+    assert call(crew, "add.Tensor", [X, X], [1], [2**40]) == ""
+    assert torch.equal(value(crew, 2**40), value(crew, 1) * 2)
+    crew.tell(1, Operate([], [], [2**40]))
+
+
+def nested(depth: int) -> Any:
+    deep: Any = X
+    for _ in range(depth):
+        deep = [deep]
+    return deep
+
+
+HUGE = 2**62
+HOSTILE: list[tuple[str, list[Any], list[int], list[int], str]] = [
+    # operators that are not on the list, or do not exist
+    ("os.system", ["true"], [], [5], "'os.system' is not on the list"),
+    ("from_file", ["/etc/passwd"], [], [5], "'from_file' is not on the list"),
+    ("aten::from_file", ["/etc/passwd"], [], [5], "is not on the list"),
+    ("aten.from_file", ["/etc/passwd"], [], [5], "is not on the list"),
+    ("resize_", [X, [10]], [1], [5], "'resize_' is not on the list"),
+    ("set_", [X], [1], [5], "'set_' is not on the list"),
+    ("__class__", [X], [1], [5], "is not on the list"),
+    ("", [X], [1], [5], "is not on the list"),
+    ("add.Nothing", [X, X], [1], [5], "no overload 'Nothing'"),
+    ("add.__class__", [X, X], [1], [5], "no overload '__class__'"),
+    ("add.Tensor.Tensor", [X, X], [1], [5], "no overload 'Tensor.Tensor'"),
+    # arguments of a wrong kind
+    ("add.Tensor", ["x", "y"], [], [5], "RuntimeError"),
+    ("add.Tensor", [X], [1], [5], "RuntimeError"),
+    ("add.Tensor", [X, X, X, X, X], [1], [5], "RuntimeError"),
+    ("relu", [{}], [1], [5], "an argument {}"),
+    ("relu", [{"tensor": 0, "number": 0}], [1], [5], "an argument"),
+    ("relu", [{"code": "import os"}], [1], [5], "an argument"),
+    ("relu", [nested(5)], [1], [5], "more than 4 deep"),
+    ("relu", [nested(300)], [1], [5], ""),
+    ("sum.dim_IntList", [X, [2**63]], [1], [5], "Error"),
+    ("new_zeros", [X, [HUGE]], [1], [5], "Error"),
+    ("zeros", [[HUGE, HUGE]], [], [5], "Error"),
+    ("zeros", [[-1]], [], [5], "Error"),
+    ("relu", [{"dtype": "int8"}], [1], [5], "RuntimeError"),
+    ("_to_copy", [X, {"dtype": "qint8"}], [1], [5], "an argument"),
+    ("_to_copy", [X, {"dtype": ["int8"]}], [1], [5], "an argument"),
+    ("mul.Scalar", [X, {"complex": [1, 2, 3]}], [1], [5], "an argument"),
+    ("mul.Scalar", [X, {"complex": ["1", 2]}], [1], [5], "an argument"),
+    ("mul.Tensor", [X, {"scalar": []}], [1], [5], "an argument"),
+    ("mul.Tensor", [X, {"scalar": [0, "string"]}], [1], [5], "an argument"),
+    ("mul.Tensor", [X, {"scalar": ["a", "int8"]}], [1], [5], "an argument"),
+    # slots out of range, or that are none
+    *(
+        ("relu", [{kind: slot}], [1], [5], "slots count from 0")
+        for kind in ("tensor", "number")
+        for slot in (-1, -(2**63), "0", None, 0.0, True, [0], {"tensor": 0})
+    ),
+    ("relu", [{"tensor": 1}], [1], [5], "IndexError"),
+    ("relu", [{"tensor": 2**64 - 1}], [1], [5], "Error"),
+    ("relu", [X], [], [5], "IndexError"),
+    ("mul.Scalar", [X, {"number": 0}], [1], [5], "IndexError"),
+    # ids that stand for nothing, are taken, or are none
+    ("relu", [X], [99], [5], "rank 1 holds no object 99"),
+    ("relu", [X], [0], [5], "rank 1 holds no object 0"),
+    ("relu", [X], [-1], [5], "rank 1 holds no object -1"),
+    ("relu", [X], [1], [1], "rank 1 has an object 1 already"),
+    ("relu", [X], [1], [-1], "ids count from 1"),
+    ("relu", [X], [1], [-(2**63)], "ids count from 1"),
+    # results that do not fit
+    ("relu", [X], [1], [], "relu has 1 results, not 0"),
+    ("relu", [X], [1], [5, 6], "relu has 1 results, not 2"),
+    ("topk", [X, 2], [1], [5], "topk has 2 results, not 1"),
+    ("topk", [X, 2], [1], [5, 5], "rank 1 has an object 5 already"),
+    # results that could never be fetched
+    ("view", [X, [3] + [1] * 64], [1], [5], "65 dimensions: it could not be sent"),
+]  # fmt: skip
+
+
+def test_hostile_calls_are_told_and_correct_ones_obeyed() -> None:
+    with two_workers() as crew:
+        for operator, arguments, tensors, results, sentence in HOSTILE:
+            found = call(crew, operator, arguments, tensors, results)
+            assert found, (operator, arguments)
+            assert sentence in found, (operator, arguments, found)
+            assert_obeys(crew)
+            crew.tell(1, Operate([], [], [5, 6]))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        ({"device": "meta"}, "it could not be sent"),
+        ({"device": "cuda:99"}, "Error"),
+        ({"generator": 1}, "Error"),
+        ({"layout": 1}, ""),
+        ({"dtype": 12}, ""),
+        ({"size": [2]}, "Error"),
+        ({"": None}, "Error"),
+        ({"self": X}, "Error"),
+    ],
+    ids=str,
+)
+def test_hostile_keywords_are_told(keywords: dict[str, Any], sentence: str) -> None:
+    with two_workers() as crew:
+        found = call(crew, "zeros", [[3]], [1], [5], keywords=keywords)
+        assert found
+        assert sentence in found
+        assert_obeys(crew)
+
+
+def test_a_call_of_a_signature_that_was_never_told_is_refused() -> None:
+    with two_workers() as crew:
+        for number in (7, -1, 2**63):
+            crew.tell(1, Operate([], [Call(1, number, [1], [], [5])], []))
+            assert f"a call of an unknown signature {number}" in failure(crew)
+        assert_obeys(crew)
+
+
+def test_a_signature_that_was_refused_fails_each_of_its_calls() -> None:
+    with two_workers() as crew:
+        crew.tell(1, Operate([(3, Signature("system", [], {}, 0))], [], []))
+        assert failure(crew) == ""  # nobody has called it yet
+        for key in (5, 6):
+            crew.tell(1, Operate([], [Call(1, 3, [1], [], [key])], []))
+            assert "'system' is not on the list" in failure(crew)
+        # It spoils nothing else of its frame.
+        relu = Signature("relu", [X], {}, 0)
+        signatures = [(3, Signature("relu", [nested(300)], {}, 0)), (4, relu)]
+        crew.tell(1, Operate(signatures, [Call(1, 4, [1], [], [7])], [1]))
+        assert torch.equal(value(crew, 7), torch.ones(3))
+        assert "no object 1" in call(crew, "relu", [X], [1], [8])
+
+
+def test_other_commands_with_wrong_ids_are_told() -> None:
+    with two_workers() as crew:
+        for command, tensors, sentence in (
+            (Put(1, [], "", False), [torch.ones(1)], "has an object 1 already"),
+            (Put(0, [], "", False), [torch.ones(1)], "ids count from 1"),
+            (Put(5, [], "", False), [], "ValueError"),
+            (Put(5, [], "", False), [torch.ones(1)] * 2, "ValueError"),
+            (MakePrivate(99), [], "holds no object 99"),
+        ):
+            crew.tell(1, command, tensors)
+            assert sentence in failure(crew)
+        crew.tell(1, Fetch(-1))
+        with pytest.raises(RemoteError, match="holds no object -1"):
+            crew.hear([1], Fetched)
+        crew.tell(1, Operate([], [], [0, -1, 99, 2**63]))  # nothing to forget
+        assert failure(crew) == ""
+        assert_obeys(crew)
+
+
+def test_what_cannot_be_given_is_refused_in_words_to_the_worker_that_waits() -> None:
+    with two_workers() as crew:
+        crew.tell(1, Give(99, 2, False))
+        crew.tell(2, Take(7, 1))
+        assert "rank 2 holds no object 7: it was deleted" in failure(crew, 2)
+        crew.tell(1, Give(1, 2, True))
+        crew.tell(2, Limit(0))
+        crew.tell(2, Take(8, 1))
+        assert "beyond its limit of 0" in failure(crew, 2)
+        crew.tell(2, Fetch(8))
+        with pytest.raises(RemoteError, match=r"no object 8: .* beyond its limit"):
+            crew.hear([2], Fetched)
+        assert failure(crew) == ""
+
+
+def private(crew: Crew) -> set[int]:
+    crew.tell(1, Look([]))
+    [found] = crew.hear([1], Found)
+    return {one.key for one in found.objects if one.private}
+
+
+def test_a_private_tensor_does_not_get_out_through_a_call_that_fails() -> None:
+    with two_workers() as crew:
+        # The second result meets an id that is taken, after the first was stored.
+        assert "already" in call(crew, "sort", [X], [2], [5, 1])
+        assert private(crew) == {2, 5}
+        # The result count does not fit, after the operator has written.
+        assert "not 2" in call(crew, "copy_", [X, Y], [1, 2], [0, 0])
+        assert private(crew) == {1, 2, 5}
+        crew.tell(1, Put(6, [], "", False), [torch.zeros(3)])
+        assert call(crew, "add.out", [X, X], [2, 6], [0], keywords={"out": Y}) == ""
+        assert private(crew) == {1, 2, 5, 6}
+
+
+OPERATORS = """
+    add.Tensor mul.Tensor mul.Scalar relu relu_ cat stack topk sort sum.dim_IntList zeros full
+    ones_like empty view as_strided select.int slice.Tensor index.Tensor where.self add_.Tensor
+    copy_ add.out uniform_ bernoulli native_dropout randint randn _foreach_add.List max.dim
+    _foreach_add_.Scalar native_batch_norm std.correction _to_copy expand unbind.int
+    os.system from_file resize_ aten::from_file add.Nothing add. .add set_ __class__
+"""
+names = st.sampled_from(OPERATORS.split()) | st.text(max_size=10)
+integers = st.integers(-3, 5) | st.sampled_from([HUGE, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)])
+floats = st.sampled_from([0.5, -1.0, 0.0, float("nan"), float("inf"), 1e308])
+slots = st.builds(dict, st.tuples(st.tuples(
+    st.sampled_from(["tensor", "tensor", "tensor", "number", "scalar", "dtype", "complex", "x"]),
+    st.integers(-1, 2) | st.sampled_from(["int8", [0, "float32"], [1, 2], None, 2**63]),
+)))  # fmt: skip
+argument = st.recursive(
+    slots | integers | floats | st.none() | st.booleans() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=5,
+)
+ids = st.integers(-1, 9) | st.sampled_from([2**63, 2**64 - 1, -(2**63)])
+keywords = st.dictionaries(
+    st.sampled_from(["dim", "alpha", "dtype", "out", "device", "generator", "self", "layout"])
+    | st.text(max_size=3),
+    argument,
+    max_size=2,
+)
+signature = st.builds(
+    Signature, names, st.lists(argument, max_size=4), keywords, st.integers(-5, 5) | st.just(HUGE)
+)
+calls = st.builds(
+    Call,
+    st.integers(0, 2**63),
+    st.integers(-1, 3),
+    st.lists(ids, max_size=3),
+    st.lists(integers | floats, max_size=2),
+    st.lists(ids, max_size=3),
+    integers,
+)
+operates = st.builds(
+    Operate,
+    st.lists(st.tuples(st.integers(0, 3), signature), max_size=3),
+    st.lists(calls, max_size=4),
+    st.lists(ids, max_size=2),
+)
+
+
+def test_whatever_is_called_the_worker_answers_and_goes_on() -> None:
+    with two_workers() as crew:
+
+        @settings(max_examples=300)
+        @given(operates)
+        def obeyed(command: Operate) -> None:
+            crew.tell(1, command)
+            failure(crew)
+            fill(crew)
+            assert_obeys(crew)
+
+        obeyed()
+
+
+FRAME, _ = encode(
+    Operate([(0, Signature("relu", [X], {}, 0))], [Call(1, 0, [1], [], [2])], [1]), []
+)
+
+
+def test_bytes_that_are_no_frame_end_the_job_at_once() -> None:
+    """What follows them could not be told from their rest: nobody goes on, nobody hangs."""
+    deep = b"\x93" + b"\x91" * 100_000
+    spoiled = [b"", b"\xc1", deep, *(FRAME[:n] for n in range(1, len(FRAME), 7)), FRAME + b"\x00"]
+    spoiled += [FRAME.replace(*pair) for pair in ((b"Operate", b"Operatf"), (b"calls", b"calles"))]
+
+    def scenario(transport: Any, note: bytes) -> None:
+        if transport.rank:
+            Worker(Endpoint(transport)).serve()
+        else:
+            transport.send_note(note, 1, Channel.COMMAND)
+            Crew(Endpoint(transport)).tell(1, Wait())
+            transport.wait(lambda: None)
+
+    for note in spoiled:
+        with pytest.raises(ProtocolError):
+            run_threads(Hub(2), partial(scenario, note=note))
+
+
+def test_fields_of_a_wrong_type_end_the_job_at_once() -> None:
+    good = msgspec.to_builtins(
+        Operate([(0, Signature("relu", [X], {}, 0))], [Call(1, 0, [1], [], [2])], [1])
+    )
+    [[_, [first, *rest]]] = good["signatures"]
+    wrong = [
+        {**good, "dead": ["1"]},
+        {**good, "dead": [1.5]},
+        {**good, "calls": [[1, 0, ["a"], [], [2]]]},
+        {**good, "calls": [[1, "0", [1], [], [2]]]},
+        {**good, "calls": [[1, 0, [1], ["x"], [2]]]},
+        {**good, "signatures": [["0", [first, *rest]]]},
+        {**good, "signatures": [[0, [7, *rest]]]},
+    ]
+    for fields in wrong:
+        with pytest.raises(ProtocolError, match="a frame without a known command"):
+            decode_command(msgspec.Raw(msgspec.msgpack.encode(fields)))
