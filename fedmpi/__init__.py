@@ -13,8 +13,12 @@ from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
     from fedmpi.tensors.modules import get as get
+    from fedmpi.tensors.modules import move as move
+    from fedmpi.tensors.plan import Plan as Plan
+    from fedmpi.tensors.plan import plan as plan
     from fedmpi.tensors.multi_pointer import MultiPointer as MultiPointer
     from fedmpi.tensors.pointer import PointerTensor as PointerTensor
+    from fedmpi.tensors.recorded_plan import RecordedPlan as RecordedPlan
     from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
     from fedmpi.tensors.session import scope as scope
     from fedmpi.tensors.session import simulate as simulate
@@ -22,10 +26,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Plan": "tensors.plan",
+    "RecordedPlan": "tensors.recorded_plan",
     "MultiPointer": "tensors.multi_pointer",
     "PointerTensor": "tensors.pointer",
     "RemoteWorker": "tensors.remote_worker",
     "get": "tensors.modules",
+    "plan": "tensors.plan",
+    "move": "tensors.modules",
     "scope": "tensors.session",
     "simulate": "tensors.session",
 }

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,9 +17,8 @@ from fedmpi.errors import RemoteError, UsageError
 from fedmpi.workers.command import Command, Reply
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.operate import Call, Clear, Done, Operate, Wait
-
-if TYPE_CHECKING:
-    from fedmpi.tensors.calls import Known
+from fedmpi.workers.program import Program
+from fedmpi.workers.signature import Signature
 
 R = TypeVar("R", bound=Reply)
 
@@ -31,6 +30,20 @@ LINES_KEPT = 2**16
 """Calls of which the owner still knows the script's line when they fail."""
 
 _INSIDE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(fedmpi.__file__) + os.sep)
+
+
+class Learnt(Protocol):
+    """What a link calls: an operator of known arguments, or a plan.
+
+    Attributes:
+        number: under which a worker learns it; operators count up from 0, plans down from -1.
+        signature: what the worker learns.
+    """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def signature(self) -> Signature | Program: ...
 
 
 class Remote:
@@ -65,7 +78,7 @@ class Link:
         self.dead: list[int] = []
         self.open = True
         self._calls: list[Call] = []
-        self._untold: list[Known] = []
+        self._untold: list[Learnt] = []
         self._told: set[int] = set()
         self._since = 0.0
         self._made = 0
@@ -87,7 +100,7 @@ class Link:
 
     def call(
         self,
-        known: Known,
+        known: Learnt,
         tensors: list[int],
         numbers: list[int | float],
         results: list[int],
@@ -107,10 +120,18 @@ class Link:
         elif len(self._calls) >= BATCH or time.perf_counter() - self._since > PATIENCE:
             self.flush()
 
+    def learn(self, known: Learnt) -> None:
+        """Has the worker learn something before its first call."""
+        if known.number not in self._told:
+            self._told.add(known.number)
+            self.tell(Operate([(known.number, known.signature)], [], []))
+
     def flush(self) -> None:
         """Sends what is queued."""
         if self._calls or self.dead:
-            signatures = [(known.number, known.signature) for known in self._untold]
+            signatures: list[tuple[int, Signature | Program]] = [
+                (known.number, known.signature) for known in self._untold
+            ]
             # What dies from here on goes with the next command.
             calls, self._calls, self._untold = self._calls, [], []
             dead, self.dead = self.dead, []

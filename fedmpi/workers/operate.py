@@ -13,6 +13,7 @@ from fedmpi.comm.frame import ProtocolError
 from fedmpi.errors import FedMPIError
 from fedmpi.workers.command import Answer, Command, Reply, handles
 from fedmpi.workers.objects import NoSuchObject, ObjectStore, Refused
+from fedmpi.workers.program import Program, Replay
 from fedmpi.workers.signature import Callee, Number, Signature
 from fedmpi.workers.worker import Worker
 
@@ -41,9 +42,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Operate(Command, frozen=True):
-    """Learn signatures, call operators in order, then forget objects."""
+    """Learn signatures and programs, call them in order, then forget objects."""
 
-    signatures: list[tuple[int, Signature]]
+    signatures: list[tuple[int, Signature | Program]]
     calls: list[Call]
     dead: list[int]
 
@@ -134,6 +135,12 @@ class Limit(Command, frozen=True):
     nbytes: int
 
 
+class Threads(Command, frozen=True):
+    """Compute with so many PyTorch threads; the bits of a result depend on it."""
+
+    threads: int
+
+
 class Wait(Command, frozen=True):
     """Answer when all before it is done."""
 
@@ -149,10 +156,12 @@ class Done(Reply, frozen=True):
 @handles(Operate, always=True)
 def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> None:
     """A call that fails is noted, and its results stay missing."""
-    callees: dict[int, Callee | Exception] = worker.store.setdefault(CALLEES, {})
+    callees: dict[int, Callee | Replay | Exception] = worker.store.setdefault(CALLEES, {})
     for number, signature in command.signatures:
         try:
-            callees[number] = Callee(signature)
+            callees[number] = (
+                Replay(signature) if isinstance(signature, Program) else Callee(signature)
+            )
         except Exception as error:
             callees[number] = error
     objects = worker.objects
@@ -171,19 +180,21 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
     objects.delete(command.dead)
 
 
-def _name(callees: dict[int, Callee | Exception], call: Call) -> str:
+def _name(callees: dict[int, Callee | Replay | Exception], call: Call) -> str:
     callee = callees.get(call.signature)
-    return callee.signature.operator if isinstance(callee, Callee) else "an operator"
+    return callee.name if isinstance(callee, Callee | Replay) else "an operator"
 
 
-def _call(objects: ObjectStore, callees: dict[int, Callee | Exception], call: Call) -> None:
+def _call(
+    objects: ObjectStore, callees: dict[int, Callee | Replay | Exception], call: Call
+) -> None:
     callee = callees.get(call.signature)
-    if not isinstance(callee, Callee):
+    if not isinstance(callee, Callee | Replay):
         # Raised once more for each call: its traceback must not grow.
         known = callee and callee.with_traceback(None)
         raise known or ProtocolError(f"a call of an unknown signature {call.signature}")
-    if callee.signature.nbytes:
-        objects.make_room(callee.signature.nbytes)
+    if callee.nbytes:
+        objects.make_room(callee.nbytes)
     operands = [objects.tensor(key) for key in call.tensors]
     private = objects.any_private and any(objects.is_private(key) for key in call.tensors)
     if private:
@@ -192,9 +203,7 @@ def _call(objects: ObjectStore, callees: dict[int, Callee | Exception], call: Ca
             objects.make_private(call.tensors[slot])
     results = _flat(callee(operands, call.numbers, call.seed))
     if len(results) != len(call.results):
-        raise ProtocolError(
-            f"{callee.signature.operator} has {len(results)} results, not {len(call.results)}"
-        )
+        raise ProtocolError(f"{callee.name} has {len(results)} results, not {len(call.results)}")
     for key, result in zip(call.results, results, strict=True):
         if key:
             objects.put(key, result, private=private)
@@ -276,22 +285,25 @@ def make_private(worker: Worker, command: MakePrivate, tensors: list[torch.Tenso
 def look(worker: Worker, command: Look, tensors: list[torch.Tensor]) -> Found:
     """Tensors do not leave the worker."""
     wanted = set(command.tags)
-    found = [
-        Described(
-            key,
-            list(stored.tensor.shape),
-            list(stored.tensor.stride()),
-            int(stored.tensor.storage_offset()),
-            str(stored.tensor.dtype).removeprefix("torch."),
-            stored.tensor.nbytes,
-            list(stored.tags),
-            stored.description,
-            worker.objects.is_private(key),
-        )
-        for key, stored in sorted(worker.objects.items())
-        if wanted <= set(stored.tags)
-    ]
-    return Found(found, worker.objects.nbytes)
+    objects = worker.objects
+    keys = sorted(key for key, stored in objects.items() if wanted <= set(stored.tags))
+    return Found([describe(objects, key) for key in keys], objects.nbytes)
+
+
+def describe(objects: ObjectStore, key: int) -> Described:
+    """What the owner may know of an object."""
+    stored = objects.stored(key)
+    return Described(
+        key,
+        list(stored.tensor.shape),
+        list(stored.tensor.stride()),
+        int(stored.tensor.storage_offset()),
+        str(stored.tensor.dtype).removeprefix("torch."),
+        stored.tensor.nbytes,
+        list(stored.tags),
+        stored.description,
+        objects.is_private(key),
+    )
 
 
 @handles(Clear, replies=True, always=True)
@@ -305,6 +317,12 @@ def clear(worker: Worker, command: Clear, tensors: list[torch.Tensor]) -> Done:
 def limit(worker: Worker, command: Limit, tensors: list[torch.Tensor]) -> None:
     """For all that comes."""
     worker.objects.limit = command.nbytes
+
+
+@handles(Threads, always=True)
+def use_threads(worker: Worker, command: Threads, tensors: list[torch.Tensor]) -> None:
+    """Of this rank, or of this thread where the workers are threads."""
+    torch.set_num_threads(command.threads)
 
 
 @handles(Wait, replies=True)

@@ -37,7 +37,7 @@ DEEPEST = 4
 """Lists in lists of an argument; ATen knows two levels."""
 
 
-class Signature(msgspec.Struct, frozen=True, array_like=True):
+class Signature(msgspec.Struct, frozen=True, array_like=True, tag="operator"):
     """An operator and the arguments that its calls have in common.
 
     Attributes:
@@ -58,9 +58,12 @@ class Callee:
 
     Attributes:
         signature: as it was sent.
+        name: of the operator, for messages.
+        nbytes: as the signature says.
         operator: that it names.
         random: whether a call needs a seed.
         written: tensor slots whose tensors are changed in place.
+        unfilled: whether the result has to be filled with zeros, or it shows old memory.
 
     Raises:
         UnlistedOperator: the operator is not on the list.
@@ -69,36 +72,38 @@ class Callee:
 
     def __init__(self, signature: Signature) -> None:
         self.signature = signature
+        self.name = signature.operator
+        self.nbytes = signature.nbytes
         self.operator = resolve(signature.operator)
         self.random = is_random(self.operator)
         declared = self.operator._schema.arguments
         given = dict(zip((a.name for a in declared), signature.arguments, strict=False))
         given |= signature.keywords
         writes = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
-        self.written = _tensor_slots([given[name] for name in writes if name in given])
-        self._zero = leaves_memory_as_found(self.operator)
+        self.written = tensor_slots([given[name] for name in writes if name in given])
+        self.unfilled = leaves_memory_as_found(self.operator)
         # Most arguments are constants or one tensor each: only the slots are filled per call.
-        self._positional = [_fill(a) if _has_slot(a) else None for a in signature.arguments]
+        self._positional = [fill(a) if _has_slot(a) else None for a in signature.arguments]
         self._constant = [
-            a if f else _fill(a)((), ())
+            a if f else fill(a)((), ())
             for a, f in zip(signature.arguments, self._positional, strict=True)
         ]
         self._slots = [(k, f) for k, f in enumerate(self._positional) if f is not None]
-        self._named = {name: _fill(a) for name, a in signature.keywords.items()}
+        self._named = {name: fill(a) for name, a in signature.keywords.items()}
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[Number], seed: int
     ) -> Any:
         """Runs the operator, with gradients off; `seed` is that of a random one."""
         arguments = self._constant.copy()
-        for k, fill in self._slots:
-            arguments[k] = fill(tensors, numbers)
+        for k, value in self._slots:
+            arguments[k] = value(tensors, numbers)
         call: Callable[..., Any] = drawing(self.operator, seed) if self.random else self.operator
         if self._named:
             result = call(*arguments, **{n: f(tensors, numbers) for n, f in self._named.items()})
         else:
             result = call(*arguments)
-        return result.zero_() if self._zero else result
+        return result.zero_() if self.unfilled else result
 
 
 def _has_slot(argument: Any) -> bool:
@@ -107,23 +112,23 @@ def _has_slot(argument: Any) -> bool:
     return isinstance(argument, dict) and not argument.keys().isdisjoint(_SLOTS)
 
 
-def _tensor_slots(argument: Any) -> list[int]:
+def tensor_slots(argument: Any) -> list[int]:
     """Tensor slots of an argument, in order."""
     if isinstance(argument, list):
-        return [slot for a in argument for slot in _tensor_slots(a)]
+        return [slot for a in argument for slot in tensor_slots(a)]
     return [argument["tensor"]] if isinstance(argument, dict) and "tensor" in argument else []
 
 
 _SLOTS = ("tensor", "number", "scalar")
 
 
-def _fill(argument: Any, depth: int = 0) -> Fill:
+def fill(argument: Any, depth: int = 0) -> Fill:
     """How to make the value of an argument."""
     if isinstance(argument, list):
         if depth == DEEPEST:
             raise ProtocolError(f"an argument of lists more than {DEEPEST} deep")
-        fills = [_fill(a, depth + 1) for a in argument]
-        return lambda tensors, numbers: [fill(tensors, numbers) for fill in fills]
+        values = [fill(a, depth + 1) for a in argument]
+        return lambda tensors, numbers: [value(tensors, numbers) for value in values]
     if not isinstance(argument, dict):
         return lambda tensors, numbers: argument
     if len(argument) != 1:

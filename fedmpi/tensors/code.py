@@ -1,0 +1,50 @@
+"""A program as Python that a person can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedmpi.workers.program import Program, Step, last_uses
+
+
+def code_of(program: Program, name: str = "plan") -> str:
+    """The steps of a program, one a line; states are the inputs that it changes.
+
+    Args:
+        program: as it is sent to a worker.
+        name: of the function.
+    """
+    inputs = [_name(k, program) for k in range(program.inputs)]
+    lines = [f"def {name}({', '.join(inputs)}):"]
+    for step, dying in zip(program.steps, last_uses(program), strict=True):
+        signature = program.signatures[step.signature]
+        arguments = [_text(a, step, program) for a in signature.arguments]
+        arguments += [f"{k}={_text(a, step, program)}" for k, a in signature.keywords.items()]
+        results = [_name(r, program) if r != -1 else "_" for r in step.results]
+        left = f"{', '.join(results)} = " if any(r != "_" for r in results) else ""
+        freed = [_name(k, program) for k in dying if k not in step.results]
+        comment = f"  # frees {', '.join(freed)}" if freed else ""
+        lines.append(f"    {left}{signature.operator}({', '.join(arguments)}){comment}")
+    lines.append(f"    return {', '.join(_name(k, program) for k in program.outputs)}")
+    return "\n".join(lines)
+
+
+def _name(register: int, program: Program) -> str:
+    if register >= program.inputs:
+        return f"t{register}"
+    return f"state{register}" if register in program.written else f"input{register}"
+
+
+def _text(argument: Any, step: Step, program: Program) -> str:
+    if isinstance(argument, list):
+        return "[" + ", ".join(_text(a, step, program) for a in argument) + "]"
+    if isinstance(argument, dict):
+        [(kind, value)] = argument.items()
+        if kind == "tensor":
+            return _name(step.tensors[value], program)
+        if kind == "number":
+            return repr(step.numbers[value])
+        if kind == "scalar":
+            return f"tensor({step.numbers[value[0]]!r}, dtype={value[1]})"
+        return str(value)
+    return repr(argument)

@@ -1,0 +1,183 @@
+"""What makes a recorded program faster without changing what it computes.
+
+- `cancel_transposes`: a transpose of a transpose is the matrix itself.
+- `fuse_updates`: a weight gradient that only feeds its own update is never stored: the two
+  become one in-place GEMM, `w.addmm_(dy.t(), x, alpha=-lr)`. The sum is rounded once instead
+  of twice, so that results differ from the unfused ones within float rounding.
+- `drop_dead`: operators whose results nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fedmpi.tensors.layout import Layout
+from fedmpi.workers.program import Program, Step
+from fedmpi.workers.signature import Callee, Signature
+
+_ADDMM = Signature(
+    "addmm_",
+    [{"tensor": 0}, {"tensor": 1}, {"tensor": 2}],
+    {"beta": 1, "alpha": {"number": 0}},
+    0,
+)
+_TRANSPOSE = Signature("t", [{"tensor": 0}], {}, 0)
+
+
+@dataclass
+class _Facts:
+    """What the passes ask about a program.
+
+    Attributes:
+        made_by: register to the position of the step that makes it.
+        reads: how often a register is read, outputs included.
+        root: register to the one whose memory it looks at: itself, unless it is a view.
+        writes: position of a step to the roots of what it changes in place.
+    """
+
+    made_by: dict[int, int]
+    reads: Counter[int]
+    root: dict[int, int]
+    writes: list[set[int]]
+
+
+def _facts(program: Program) -> _Facts:
+    callees = [Callee(signature) for signature in program.signatures]
+    root = {k: k for k in range(program.inputs)}
+    made_by: dict[int, int] = {}
+    reads = Counter(program.outputs)
+    writes = []
+    for position, step in enumerate(program.steps):
+        callee = callees[step.signature]
+        reads.update(step.tensors)
+        writes.append({root[step.tensors[slot]] for slot in callee.written})
+        is_view = any(r.alias_info is not None for r in callee.operator._schema.returns)
+        for register in step.results:
+            if register != -1:
+                made_by[register] = position
+                # A view looks at the memory of its first tensor.
+                root[register] = root[step.tensors[0]] if is_view else register
+    return _Facts(made_by, reads, root, writes)
+
+
+def cancel_transposes(program: Program) -> Program:
+    """A transpose of a transpose is the matrix itself: autograd records many of them."""
+    source: dict[int, int] = {}
+    same: dict[int, int] = {}
+    steps = []
+    for step in program.steps:
+        tensors = [same.get(register, register) for register in step.tensors]
+        if program.signatures[step.signature] == _TRANSPOSE:
+            [made] = step.results
+            if tensors[0] in source:
+                same[made] = source[tensors[0]]
+                continue
+            source[made] = tensors[0]
+        steps.append(msgspec.structs.replace(step, tensors=tensors))
+    outputs = [same.get(register, register) for register in program.outputs]
+    return msgspec.structs.replace(program, steps=steps, outputs=outputs)
+
+
+def fuse_updates(program: Program, layouts: dict[int, Layout]) -> Program:
+    """Gradient and update of a weight as one GEMM into the weight.
+
+    Args:
+        program: as recorded.
+        layouts: of its registers.
+    """
+    facts = _facts(program)
+    signatures = list(program.signatures)
+    steps: list[Step | None] = list(program.steps)
+    registers = program.registers
+
+    def name(position: int) -> str:
+        return program.signatures[program.steps[position].signature].operator
+
+    def number(signature: Signature) -> int:
+        if signature not in signatures:
+            signatures.append(signature)
+        return signatures.index(signature)
+
+    before: dict[int, list[Step]] = {}
+    for position, step in enumerate(program.steps):
+        alpha = _alpha(program, step) if name(position) == "add_.Tensor" else None
+        if alpha is None:
+            continue
+        weight, gradient = step.tensors
+        chain = [facts.made_by.get(gradient)]
+        if chain[0] is not None and name(chain[0]) == "t":
+            chain.append(facts.made_by.get(program.steps[chain[0]].tensors[0]))
+        product = chain[-1]
+        if product is None or name(product) != "mm":
+            continue
+        links = [program.steps[k].results[0] for k in chain if k is not None]
+        a, b = program.steps[product].tensors
+        touched = set().union(*facts.writes[product + 1 : position])
+        if (
+            any(facts.reads[register] != 1 for register in links)
+            or {facts.root[a], facts.root[b]} & touched
+            or layouts[weight].shape != layouts[gradient].shape
+            or layouts[weight].dtype != layouts[gradient].dtype
+        ):
+            continue
+        factors = [a, b]
+        if len(chain) == 2:  # (a b)' = b' a'
+            factors = []
+            for factor in (b, a):
+                maker = facts.made_by.get(factor)
+                if maker is not None and name(maker) == "t":
+                    factors.append(program.steps[maker].tensors[0])
+                else:
+                    view = Step(number(_TRANSPOSE), [factor], [], [registers])
+                    before.setdefault(position, []).append(view)
+                    factors.append(registers)
+                    registers += 1
+        steps[position] = Step(number(_ADDMM), [weight, *factors], [alpha], [-1])
+        for link in chain:
+            if link is not None:
+                steps[link] = None
+    fused = [
+        one
+        for position, step in enumerate(steps)
+        for one in (*before.get(position, ()), step)
+        if one is not None
+    ]
+    return msgspec.structs.replace(program, signatures=signatures, steps=fused, registers=registers)
+
+
+def _alpha(program: Program, step: Step) -> float | int | None:
+    """The factor of an in-place addition of two tensors; None if it is something else."""
+    signature = program.signatures[step.signature]
+    if signature.arguments != [{"tensor": 0}, {"tensor": 1}]:
+        return None
+    alpha: Any = signature.keywords.get("alpha", 1)
+    if isinstance(alpha, dict):
+        return step.numbers[alpha["number"]] if "number" in alpha else None
+    return alpha if isinstance(alpha, int) else None
+
+
+def drop_dead(program: Program) -> Program:
+    """Without the steps that change nothing and whose results nobody reads."""
+    callees = [Callee(signature) for signature in program.signatures]
+    needed = set(program.outputs)
+    kept = []
+    for step in reversed(program.steps):
+        if callees[step.signature].written or needed.intersection(step.results):
+            needed.update(step.tensors)
+            kept.append(step)
+    return msgspec.structs.replace(program, steps=kept[::-1])
+
+
+def renumber(program: Program) -> Program:
+    """Without signatures that no step names."""
+    used = sorted({step.signature for step in program.steps})
+    place = {old: new for new, old in enumerate(used)}
+    return msgspec.structs.replace(
+        program,
+        signatures=[program.signatures[k] for k in used],
+        steps=[msgspec.structs.replace(s, signature=place[s.signature]) for s in program.steps],
+    )

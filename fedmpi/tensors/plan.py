@@ -1,0 +1,173 @@
+"""Plans: a function that is recorded once and then runs on a worker by one call.
+
+    @fedmpi.plan
+    def step(model, optimizer, x, y):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    loss = step(model, optimizer, x, y)      # everything is on alice: one message
+
+Whatever tensors the arguments hold (of modules and optimisers too) are the plan's inputs;
+those that it changes in place live on the worker and are its states.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fedmpi.errors import UsageError
+from fedmpi.tensors.layout import layout_of
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, renumber
+from fedmpi.tensors.pointer import HasLink, PointerTensor, point
+from fedmpi.tensors.record import NewState, Output, is_elsewhere, leaves, record
+from fedmpi.tensors.recorded_plan import RecordedPlan, place_of
+from fedmpi.workers.operate import Put
+
+
+class Plan:
+    """A function and what was recorded of it, one program per kind of arguments.
+
+    Args:
+        function: of tensors, modules, optimisers, and lists, tuples and dicts of them; other
+            arguments are constants of the program. Runs once per kind of arguments.
+        fuse: also make it faster in ways that change results within float rounding.
+    """
+
+    def __init__(self, function: Callable[..., Any], fuse: bool = True) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.fuse = fuse
+        self._recorded: dict[tuple[Any, ...], tuple[RecordedPlan, Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the plan where its tensors are: on a worker, or here if none is a pointer.
+
+        Returns:
+            What the function returns, with pointers for tensors (tensors, if it ran here).
+
+        Raises:
+            UsageError: tensors of several workers, or of a worker and here; or the function
+                cannot be recorded.
+        """
+        link = place_of(_inputs(arguments))
+        try:
+            recorded, returned = self._record(arguments, link)
+        except NewState:
+            # An optimiser's first step makes its states: operator by operator, this time.
+            return self.function(*arguments)
+        return _fill_outputs(returned, recorded.run(_inputs(arguments), link))
+
+    def record(self, *arguments: Any) -> RecordedPlan:
+        """The program for such arguments, whose tensors are its inputs in order.
+
+        Raises:
+            UsageError: the function cannot be recorded, or has to run once first, since it
+                makes new states.
+        """
+        try:
+            return self._record(arguments, place_of(_inputs(arguments)))[0]
+        except NewState:
+            raise UsageError(
+                f"plan {self.name} makes new tensors in its arguments, as an optimiser's first "
+                "step does: call it once, then record it"
+            ) from None
+
+    def send(self, worker: HasLink, *arguments: Any) -> None:
+        """Has a worker learn the program for such arguments now, not at the first call."""
+        self.record(*arguments).send(worker)
+
+    def code(self, *arguments: Any) -> str:
+        """The program for such arguments, as Python that a person can read."""
+        return self.record(*arguments).code()
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.function.__name__
+
+    def _record(self, arguments: Sequence[Any], link: Link | None) -> tuple[RecordedPlan, Any]:
+        if link is not None:
+            _count_there(arguments, link)
+        key = tuple(_kind(a) for a in arguments)
+        found = self._recorded.get(key)
+        if found is None:
+            inputs = _inputs(arguments)
+            recording = record(self.function, arguments, inputs)
+            program = drop_dead(cancel_transposes(recording.program))
+            if self.fuse:
+                program = fuse_updates(program, recording.registers)
+            layouts = [layout_of(t) for t in inputs]
+            plan = RecordedPlan(self.name, renumber(drop_dead(program)), layouts, recording.results)
+            found = self._recorded[key] = (plan, recording.returned)
+        return found
+
+
+def plan(function: Callable[..., Any] | None = None, *, fuse: bool = True) -> Any:
+    """Decorator: see `Plan`."""
+    if function is None:
+        return functools.partial(plan, fuse=fuse)
+    return Plan(function, fuse)
+
+
+def _inputs(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors of the arguments, each once, in order."""
+    found: dict[int, torch.Tensor] = {}
+    for tensor in leaves(arguments):
+        if is_elsewhere(tensor):
+            found.setdefault(id(tensor), tensor)
+    return list(found.values())
+
+
+def _count_there(arguments: Sequence[Any], link: Link) -> None:
+    """Sends the step counts of optimisers, as Adam's, to the worker: they are states too.
+
+    In float64, since 1 - beta ** step would lose half its digits in float32.
+    """
+    for optimizer in arguments:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            continue
+        for state in optimizer.state.values():
+            step = state.get("step")
+            if isinstance(step, torch.Tensor) and not isinstance(step, PointerTensor):
+                remote = link.make()
+                link.tell(Put(remote.key, [], "", False), [step.double()])
+                state["step"] = point(remote, step.double())
+                for group in optimizer.param_groups:
+                    group["capturable"] = True
+
+
+def _kind(value: Any) -> Any:
+    """What the recording depends on, hashable."""
+    if isinstance(value, torch.Tensor):
+        if isinstance(value, PointerTensor) or value.dim():
+            return (layout_of(value), value.requires_grad)
+        return (value.dtype, value.item())
+    if isinstance(value, torch.nn.Module):
+        tensors = tuple(_kind(t) for t in leaves(value))
+        return (id(value), value.training, tensors)
+    if isinstance(value, torch.optim.Optimizer):
+        groups = tuple((k, v) for g in value.param_groups for k, v in g.items() if k != "params")
+        return (id(value), groups, tuple(_kind(t) for t in leaves(value) if is_elsewhere(t)))
+    if isinstance(value, list | tuple):
+        return (type(value), *(_kind(v) for v in value))
+    if isinstance(value, dict):
+        return (dict, *((k, _kind(v)) for k, v in value.items()))
+    return (type(value), value)
+
+
+def _fill_outputs(tree: Any, made: Sequence[torch.Tensor]) -> Any:
+    if isinstance(tree, Output):
+        return made[tree.at]
+    if isinstance(tree, list | tuple):
+        return type(tree)(_fill_outputs(v, made) for v in tree)
+    if isinstance(tree, dict):
+        return {key: _fill_outputs(v, made) for key, v in tree.items()}
+    return tree

@@ -1,0 +1,227 @@
+"""Recording: a function is run on pointers to nowhere, and its calls become a program.
+
+The tensors of the arguments are replaced by pointers whose link does not send its calls
+but keeps them. So whatever works on pointers can be recorded: modules, losses, backward(),
+optimisers. What is recorded are ATen operators without autograd's bookkeeping.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmpi.errors import UsageError
+from fedmpi.tensors.calls import Known
+from fedmpi.tensors.layout import Layout, layout_of
+from fedmpi.tensors.link import Remote
+from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.workers.program import Program, Step
+from fedmpi.workers.signature import Callee
+
+Leaf = torch.Tensor
+
+
+@dataclass
+class Recording:
+    """What a function did.
+
+    Attributes:
+        program: for the wire.
+        registers: layouts of what the registers hold.
+        results: of the outputs, in order: a new layout, or the number of an input.
+        returned: what the function returned, with an `Output` in place of each tensor.
+    """
+
+    program: Program
+    registers: dict[int, Layout]
+    results: list[Layout | int]
+    returned: Any
+
+
+@dataclass(frozen=True)
+class Output:
+    """In place of a tensor that the function returned."""
+
+    at: int
+
+
+class Recorder:
+    """Stands in for a link while a function is recorded."""
+
+    rank = "of a plan"
+
+    def __init__(self) -> None:
+        self.dead: list[int] = []
+        self.made = 0
+        self.calls: list[tuple[Known, list[int], list[int | float], list[int]]] = []
+
+    def make(self) -> Remote:
+        self.made += 1
+        return Remote(self, self.made)  # type: ignore[arg-type]
+
+    def call(
+        self,
+        known: Known,
+        tensors: list[int],
+        numbers: list[int | float],
+        results: list[int],
+        seed: int,
+    ) -> None:
+        self.calls.append((known, tensors, numbers, results))
+
+    def tell(self, *_: Any) -> Any:
+        raise UsageError(
+            "a plan is being recorded, and its values are not known yet: .item(), get(), "
+            "`if t > 0` and printing values have no place in it; torch.where chooses by value"
+        )
+
+    ask = tell
+
+
+def leaves(value: Any) -> Iterator[Leaf]:
+    """All tensors of an argument: of modules, optimisers, lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+        yield from value.buffers()
+    elif isinstance(value, torch.optim.Optimizer):
+        for group in value.param_groups:
+            yield from group["params"]
+        for state in value.state.values():
+            yield from leaves(state)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves(part)
+
+
+def is_elsewhere(tensor: torch.Tensor) -> bool:
+    """Whether a leaf becomes an input: local 0-dim tensors are numbers of the program's own."""
+    return isinstance(tensor, PointerTensor) or tensor.dim() > 0
+
+
+def record(
+    function: Callable[..., Any], arguments: Sequence[Any], inputs: Sequence[Leaf]
+) -> Recording:
+    """Runs a function on pointers to nowhere.
+
+    Args:
+        function: of tensors, modules, optimisers, and containers of them.
+        arguments: as it will be called; they are not changed.
+        inputs: the tensors among the arguments that become inputs, each once.
+
+    Raises:
+        UsageError: the function wants to know a value, or leaves new tensors behind in an
+            argument (an optimiser's first step does).
+    """
+    recorder = Recorder()
+    stand_ins: dict[int, Any] = {}
+    for tensor in inputs:
+        stand_ins[id(tensor)] = _stand_in(recorder, tensor)
+    copied = copy.deepcopy(tuple(arguments), stand_ins)
+    # The seeds that pointers draw at random operators stay out of the program.
+    with torch.random.fork_rng(devices=[]), _as_if_compiling(copied):
+        returned = function(*copied)
+    for tensor in leaves(copied):
+        if isinstance(tensor, PointerTensor) and tensor.remote.key > len(inputs):
+            raise NewState
+    _refuse_counting(arguments, copied)
+    outputs: list[PointerTensor] = []
+    tree = _take_outputs(returned, outputs)
+    return _recording(recorder, inputs, outputs, tree)
+
+
+@contextmanager
+def _as_if_compiling(arguments: Sequence[Any]) -> Iterator[None]:
+    """Lets capturable optimisers, which count on the worker, do so on a CPU: PyTorch allows it
+    to compilers alone.
+    """
+    counting = any(
+        isinstance(a, torch.optim.Optimizer) and a.defaults.get("capturable") is not None
+        for a in arguments
+    )
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = before or counting
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+def _refuse_counting(before: Sequence[Any], after: Sequence[Any]) -> None:
+    """A number that the function counted up here would stand still in the program."""
+    pairs = zip(leaves(before), leaves(after), strict=True)
+    if any(not is_elsewhere(b) and not torch.equal(b, a) for b, a in pairs):
+        raise UsageError(
+            "a plan changes tensors on its worker, but the function changed a number that is here: "
+            "send it to the worker as a 0-dim tensor"
+        )
+
+
+class NewState(Exception):
+    """The function put new tensors into an argument: to be run as it is, this time."""
+
+
+def _stand_in(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor:
+    pointer = PointerTensor(recorder.make(), layout_of(tensor))
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(pointer, tensor.requires_grad)
+    return pointer.requires_grad_(tensor.requires_grad)
+
+
+def _take_outputs(value: Any, outputs: list[PointerTensor]) -> Any:
+    """The returned value with an `Output` for each tensor, which is added to the list."""
+    if isinstance(value, PointerTensor):
+        outputs.append(value)
+        return Output(len(outputs) - 1)
+    if isinstance(value, list | tuple):
+        return type(value)(_take_outputs(v, outputs) for v in value)
+    if isinstance(value, dict):
+        return {key: _take_outputs(v, outputs) for key, v in value.items()}
+    if isinstance(value, torch.Tensor | nn.Module):
+        raise UsageError(
+            f"a plan returns tensors that it computed, not a {type(value).__name__} from outside"
+        )
+    return value
+
+
+def _recording(
+    recorder: Recorder, inputs: Sequence[Leaf], outputs: list[PointerTensor], tree: Any
+) -> Recording:
+    numbers: dict[Known, int] = {}
+    steps = []
+    written: set[int] = set()
+    layouts = {k: layout_of(t) for k, t in enumerate(inputs)}
+    # Ids count from 1, registers from 0.
+    for known, tensors, given, results in recorder.calls:
+        position = numbers.setdefault(known, len(numbers))
+        steps.append(Step(position, [t - 1 for t in tensors], given, [r - 1 for r in results]))
+        written.update(tensors[slot] - 1 for slot in Callee(known.signature).written)
+        layouts |= {
+            key - 1: there
+            for key, there in zip(results, known.results, strict=True)
+            if isinstance(there, Layout)
+        }
+    registers = [p.remote.key - 1 for p in outputs]
+    returned: list[Layout | int] = [
+        r if r < len(inputs) else p.layout_there for r, p in zip(registers, outputs, strict=True)
+    ]
+    program = Program(
+        signatures=[known.signature for known in numbers],
+        steps=steps,
+        inputs=len(inputs),
+        written=sorted(k for k in written if k < len(inputs)),
+        outputs=registers,
+        registers=recorder.made,
+        nbytes=sum(r.nbytes() for r in returned if isinstance(r, Layout)),
+    )
+    return Recording(program, layouts, returned, tree)

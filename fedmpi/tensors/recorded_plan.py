@@ -1,0 +1,216 @@
+"""A recorded plan: one program with its inputs and results; runs anywhere, fits into a file."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+from fedmpi.comm.frame import DTYPES, UNREADABLE
+from fedmpi.errors import DataError, FedMPIError, UsageError
+from fedmpi.tensors.code import code_of
+from fedmpi.tensors.layout import Layout, layout, layout_of
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.pointer import HasLink, PointerTensor
+from fedmpi.workers.operators import is_random, resolve
+from fedmpi.workers.program import Program, Replay
+
+FORMAT, VERSION = "fedmpi plan", 1
+
+_numbers = itertools.count(1)
+
+
+class RecordedPlan:
+    """A function of tensors, recorded for inputs of one kind.
+
+    Args:
+        name: of the function.
+        program: what a worker runs.
+        inputs: layouts, in order.
+        results: of each output, its layout, or the number of the input that it is.
+
+    Attributes:
+        number: under which workers learn it.
+        signature: the program.
+        states: numbers of the inputs that a run changes in place.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        inputs: Sequence[Layout],
+        results: Sequence[Layout | int],
+    ) -> None:
+        self.name = name
+        self.signature = program
+        self.inputs = tuple(inputs)
+        self.results = tuple(results)
+        self.states = tuple(program.written)
+        # Known operators count from 0 up, plans from -1 down.
+        self.number = -next(_numbers)
+        self._random = any(is_random(resolve(s.operator)) for s in program.signatures)
+        self._here: Replay | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"RecordedPlan({self.name}, {len(self.signature.steps)} operators, "
+            f"{len(self.inputs)} inputs, {len(self.states)} of them states)"
+        )
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Runs it where its inputs are; returns the outputs, as pointers if on a worker.
+
+        Raises:
+            UsageError: inputs of another number, shape or dtype, or in several places.
+        """
+        if len(inputs) != len(self.inputs):
+            raise UsageError(f"{self!r} was given {len(inputs)} inputs")
+        for k, (given, wanted) in enumerate(zip(inputs, self.inputs, strict=True)):
+            if layout_of(given) is not wanted:
+                raise UsageError(
+                    f"input {k} of plan {self.name} is {_words(wanted)}, not "
+                    f"{_words(layout_of(given))}"
+                )
+        return self.run(inputs, place_of(inputs))
+
+    def run(self, inputs: Sequence[torch.Tensor], link: Link | None) -> list[torch.Tensor]:
+        """As a call, for inputs that are known to fit; `link` None: here."""
+        seed = int(torch.randint(2**62, ())) if self._random else 0
+        if link is None:
+            self._here = self._here or Replay(self.signature)
+            with torch.no_grad():
+                return self._here([t.detach() for t in inputs], (), seed)
+        made: list[torch.Tensor] = []
+        keys = []
+        for result in self.results:
+            if isinstance(result, Layout):
+                remote = link.make()
+                made.append(PointerTensor(remote, result))
+                keys.append(remote.key)
+            else:
+                made.append(inputs[result])
+                keys.append(0)
+        pointers = [t.remote.key for t in inputs if isinstance(t, PointerTensor)]
+        link.call(self, pointers, [], keys, seed)
+        return made
+
+    def send(self, worker: HasLink) -> None:
+        """Has a worker learn it now, not at the first run."""
+        worker.link.learn(self)
+
+    def code(self) -> str:
+        """The program as Python that a person can read."""
+        return code_of(self.signature, self.name)
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file: msgpack, no code.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        content = _File(
+            FORMAT,
+            VERSION,
+            self.name,
+            self.signature,
+            [_Written.of(one) for one in self.inputs],
+            [one if isinstance(one, int) else _Written.of(one) for one in self.results],
+        )
+        beside = Path(f"{path}.part")
+        try:
+            beside.write_bytes(msgspec.msgpack.encode(content))
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> RecordedPlan:
+        """Reads a plan that was saved.
+
+        Raises:
+            DataError: the file is missing, damaged, of another kind or version, or names an
+                operator that is not on the list.
+        """
+        try:
+            content = msgspec.msgpack.decode(Path(path).read_bytes(), type=_File)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+        except UNREADABLE as error:
+            raise DataError(f"{path} is not a plan of FedMPI: {error}") from None
+        if (content.format, content.version) != (FORMAT, VERSION):
+            raise DataError(
+                f"{path} is {content.format!r} version {content.version}, expected {FORMAT!r} "
+                f"version {VERSION}"
+            )
+        try:
+            Replay(content.program)
+            inputs = [one.layout() for one in content.inputs]
+            results = [one if isinstance(one, int) else one.layout() for one in content.results]
+        except (FedMPIError, KeyError) as error:
+            raise DataError(f"{path} holds a plan that cannot be run: {error}") from None
+        if len(inputs) != content.program.inputs or len(results) != len(content.program.outputs):
+            raise DataError(f"{path} holds a plan whose inputs or results are not those it names")
+        return cls(content.name, content.program, inputs, results)
+
+
+class _Written(msgspec.Struct, frozen=True, array_like=True):
+    """A layout in a file."""
+
+    shape: list[int]
+    stride: list[int]
+    offset: int
+    dtype: str
+
+    @classmethod
+    def of(cls, one: Layout) -> _Written:
+        dtype = str(one.dtype).removeprefix("torch.")
+        return cls(list(one.shape), list(one.stride), one.offset, dtype)
+
+    def layout(self) -> Layout:
+        return layout(tuple(self.shape), tuple(self.stride), self.offset, DTYPES[self.dtype])
+
+
+class _File(msgspec.Struct, frozen=True):
+    """A plan as it lies in a file."""
+
+    format: str
+    version: int
+    name: str
+    program: Program
+    inputs: list[_Written]
+    results: list[int | _Written]
+
+
+def place_of(inputs: Sequence[torch.Tensor]) -> Link | None:
+    """Where all inputs are; None: here.
+
+    Raises:
+        UsageError: they are in several places.
+    """
+    pointers = [t for t in inputs if isinstance(t, PointerTensor)]
+    if not pointers:
+        return None
+    link = pointers[0].remote.link
+    for tensor in inputs:
+        if not isinstance(tensor, PointerTensor):
+            raise UsageError(
+                f"a plan runs on one worker, but one of its tensors {list(tensor.shape)} is here: "
+                f"send it to rank {link.rank} first"
+            )
+        if tensor.remote.link is not link:
+            raise UsageError(
+                f"a plan runs on one worker, but {pointers[0]!r} and {tensor!r} are on two: "
+                "move one of them"
+            )
+    return link
+
+
+def _words(there: Layout) -> str:
+    dtype = str(there.dtype).removeprefix("torch.")
+    return f"{dtype} {list(there.shape)} with strides {list(there.stride)}"
