@@ -101,6 +101,7 @@ def _obey(endpoint: Endpoint) -> int:
         # The rooms that define commands: what is not imported is not in the table.
         import fedmpi.federated.commands
         import fedmpi.study.info
+        import fedmpi.workers.load_shard
         import fedmpi.workers.operate
         import fedmpi.workers.shards  # noqa: F401
         from fedmpi.workers.worker import Worker

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 import fedmpi
-from fedmpi.config import CommConfig, Config, Recipe, from_toml, nearest
+from fedmpi.config import CommConfig, ComputeConfig, Config, Recipe, from_toml, nearest
 from fedmpi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +85,12 @@ class ExecOptions:
     """Number of workers; 0: all ranks of the launch but one, 3 without mpirun."""
     memory_mib: int = 0
     """Most memory of the tensors on each worker, in MiB; 0: no limit but the node's memory."""
+    data: str = ""
+    """Folder of prepared shards, one for each worker: search("#train", "#x") finds them."""
+    private: bool = False
+    """The workers keep their shards, and what is computed from them, to themselves."""
+    threads: int = 1
+    """PyTorch threads of each rank; part of the result's bits, hence never chosen by itself."""
 
 
 def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -165,13 +171,29 @@ def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     # What follows the script belongs to the script, options included.
     at = 0
     while at < len(arguments) and arguments[at].startswith("-"):
-        at += 1 if "=" in arguments[at] or arguments[at] in ("-h", "--help") else 2
+        alone = "=" in arguments[at] or arguments[at] in _EXEC_FLAGS
+        at += 1 if alone else 2
     chosen = _parse(ExecOptions, "exec", arguments[: at + 1])
-    comm = CommConfig(workers=chosen.workers or ("auto" if crew else EXEC_WORKERS))
-    with _workers(comm, "", crew, launcher) as workers:
+    if chosen.private and not chosen.data:
+        raise UsageError("--private without --data: name the shards that are to be private")
+    threads = ComputeConfig(threads=chosen.threads).threads  # refuses an absurd number
+    auto = crew is not None or bool(chosen.data)
+    comm = CommConfig(workers=chosen.workers or ("auto" if auto else EXEC_WORKERS))
+    with _workers(comm, chosen.data, crew, launcher) as workers:
         from fedmpi.tensors.script import run_script
 
-        run_script(chosen.script, arguments[at + 1 :], workers, chosen.memory_mib * 2**20)
+        run_script(
+            chosen.script,
+            arguments[at + 1 :],
+            workers,
+            chosen.memory_mib * 2**20,
+            chosen.data,
+            chosen.private,
+            threads,
+        )
+
+
+_EXEC_FLAGS = ("-h", "--help", "--private", "--no-private")
 
 
 Subcommand = Callable[[Sequence[str], "Crew | None", str], None]

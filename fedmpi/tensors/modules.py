@@ -10,7 +10,8 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
-from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.errors import UsageError
+from fedmpi.tensors.pointer import HasLink, PointerTensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,6 +28,22 @@ def with_tensors(module: M, convert: Callable[[torch.Tensor], torch.Tensor]) -> 
         )
     # deepcopy takes what is in its memo for copied.
     return copy.deepcopy(module, replaced)
+
+
+def move(module: M, worker: HasLink) -> M:
+    """Moves all pointers of a module to another worker, straight.
+
+    Returns:
+        A copy of the module with the new pointers; those of the given one stand for nothing
+        then. An optimiser has to be made anew.
+    """
+    return with_tensors(module, lambda tensor: _pointer(tensor).move(worker))
+
+
+def _pointer(tensor: torch.Tensor) -> PointerTensor:
+    if not isinstance(tensor, PointerTensor):
+        raise UsageError("a tensor of the module is here, not on a worker: send the module first")
+    return tensor
 
 
 @overload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar, overload
 
 import torch
@@ -14,6 +15,7 @@ from fedmpi.tensors.layout import layout
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.modules import with_tensors
 from fedmpi.tensors.pointer import PointerTensor, point
+from fedmpi.tensors.shards import ShardPointers, load_shards
 from fedmpi.workers.operate import Described, Found, Limit, Look, Put
 
 M = TypeVar("M", bound=nn.Module)
@@ -95,10 +97,31 @@ class RemoteWorker:
             self.link.crew.endpoint.flush()
         return pointer.requires_grad_(what.requires_grad)
 
+    def load_shard(
+        self, folder: str | Path, *, private: bool = False, verify: bool = True
+    ) -> ShardPointers:
+        """Has the worker open its own shard of a prepared dataset; the rows do not travel.
+
+        They are found with `search("#train", "#x")`, and "#y", "#client" and "#offset", and by
+        the source's name ("#mnist5k"), for as long as there are pointers to them.
+
+        Args:
+            folder: of the dataset, on a file system that all ranks share.
+            private: the worker does not give the rows away, nor what is computed from them.
+            verify: whether to compare the shard's SHA-256 with the index.
+
+        Raises:
+            UsageError: there are not as many shards as workers.
+            DataError: there is no dataset.
+            RemoteError: the shard is damaged, or beyond the worker's memory.
+        """
+        [pointers] = load_shards([self], folder, private=private, verify=verify)
+        return pointers
+
     def search(self, *tags: str) -> list[PointerTensor]:
         """Pointers to the worker's objects that have all of these tags, oldest first."""
         found, _ = self.link.ask(Look(list(tags)), Found)
-        return [self._point_at(one) for one in found.objects]
+        return [self.point_at(one) for one in found.objects]
 
     def objects(self) -> list[Described]:
         """What the worker stores, without the values: ids, shapes, dtypes, tags, bytes."""
@@ -126,6 +149,7 @@ class RemoteWorker:
         """
         self.link.wait()
 
-    def _point_at(self, one: Described) -> PointerTensor:
+    def point_at(self, one: Described) -> PointerTensor:
+        """A pointer to an object that the worker has."""
         there = layout(tuple(one.shape), tuple(one.stride), one.offset, DTYPES[one.dtype])
         return PointerTensor(self.link.adopt(one.key), there)

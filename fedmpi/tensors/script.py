@@ -8,12 +8,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import torch
+
 from fedmpi.errors import FedMPIError, UsageError
 from fedmpi.tensors.session import session
+from fedmpi.tensors.shards import load_shards
 from fedmpi.workers.crew import Crew
+from fedmpi.workers.operate import Threads
 
 
-def run_script(script: str, arguments: Sequence[str], crew: Crew, memory: int) -> None:
+def run_script(
+    script: str,
+    arguments: Sequence[str],
+    crew: Crew,
+    memory: int,
+    data: str = "",
+    private: bool = False,
+    threads: int = 1,
+) -> None:
     """Runs a Python file as `python script.py arguments` would.
 
     Args:
@@ -21,9 +33,15 @@ def run_script(script: str, arguments: Sequence[str], crew: Crew, memory: int) -
         arguments: the script's own, as it finds them in `sys.argv`.
         crew: what `fedmpi.workers()` returns in it.
         memory: most bytes of the tensors on each worker; 0: no limit but the node's memory.
+        data: folder of a prepared dataset: each worker has loaded its shard when the script
+            starts, and keeps it until the end.
+        private: the workers keep their shards, and what is computed from them, to themselves.
+        threads: PyTorch's on each rank.
 
     Raises:
-        UsageError: there is no such file, or the memory is negative.
+        UsageError: there is no such file, the memory is negative, or there are not as many
+            shards as workers.
+        DataError: there is no dataset.
         FedMPIError: what the script ran into, with its line.
     """
     if not os.path.isfile(script):
@@ -34,8 +52,13 @@ def run_script(script: str, arguments: Sequence[str], crew: Crew, memory: int) -
     sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(os.path.abspath(script))
     try:
         with session(crew) as workers:
-            for worker in workers if memory else ():
-                worker.limit_memory(memory)
+            torch.set_num_threads(threads)
+            for worker in workers:
+                worker.link.tell(Threads(threads))
+                if memory:
+                    worker.limit_memory(memory)
+            # A worker's objects live as long as the pointers to them: here, through the script.
+            _kept = load_shards(workers, data, private=private) if data else []
             runpy.run_path(script, run_name="__main__")
     except FedMPIError as error:
         error.args = (_with_line(error, script),)
