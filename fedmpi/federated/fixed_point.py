@@ -8,6 +8,7 @@ loses by rounding is at most 2^-41.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -19,8 +20,8 @@ RESOLUTION = 40
 """Fractional bits."""
 LIMIT = 2.0**22
 """Largest |delta|: below it no sum of a round can leave int64."""
-CHUNK = 2**15
-"""Elements that are worked on at once: scratch memory that stays in the cache."""
+CHUNK = 2**18
+"""Elements that are worked on at once: scratch memory does not grow with the model."""
 
 _SHIFT = 1.5 * 2.0**52
 """Added to a float64 below 2^51: the bits, as int64, are then _SHIFT_BITS + the nearest integer.
@@ -160,6 +161,13 @@ def _delta(
 
 
 def _largest(delta: torch.Tensor) -> float:
+    """The largest absolute value, or a bound of it that is below LIMIT; NaN if any value is."""
+    if delta.is_floating_point():
+        # The norm bounds every value, and a dot product is the cheapest look at all of them;
+        # it is within 2 % for 2^18 values. What it does not settle is looked at closely.
+        bound = 1.02 * math.sqrt(float(torch.dot(delta, delta)))
+        if bound < LIMIT:
+            return bound
     # Both ends are NaN if any value is: one pass finds all that is unusable.
     low, high = (float(end) for end in torch.aminmax(delta))
     return max(-low, high)
