@@ -87,12 +87,15 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
-.PHONY: run bench
+.PHONY: run bench bench-pointers
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
 bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_rounds.py $(ARGS)
+
+bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
+	python jobs/bench_pointers.py $(ARGS)
 
 .PHONY: mcmahan
 mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER

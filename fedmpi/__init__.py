@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
+    from fedmpi.tensors.hook import hook_torch as hook_torch
     from fedmpi.tensors.modules import get as get
     from fedmpi.tensors.modules import move as move
+    from fedmpi.tensors.multi_pointer import MultiPointer as MultiPointer
     from fedmpi.tensors.plan import Plan as Plan
     from fedmpi.tensors.plan import plan as plan
-    from fedmpi.tensors.multi_pointer import MultiPointer as MultiPointer
     from fedmpi.tensors.pointer import PointerTensor as PointerTensor
     from fedmpi.tensors.recorded_plan import RecordedPlan as RecordedPlan
     from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
@@ -32,6 +33,7 @@ _PLACES = {
     "PointerTensor": "tensors.pointer",
     "RemoteWorker": "tensors.remote_worker",
     "get": "tensors.modules",
+    "hook_torch": "tensors.hook",
     "plan": "tensors.plan",
     "move": "tensors.modules",
     "scope": "tensors.session",

@@ -15,8 +15,9 @@ from fedmpi.tensors.layout import layout
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.modules import with_tensors
 from fedmpi.tensors.pointer import PointerTensor, point
+from fedmpi.tensors.recorded_plan import RecordedPlan
 from fedmpi.tensors.shards import ShardPointers, load_shards
-from fedmpi.workers.operate import Described, Found, Limit, Look, Put
+from fedmpi.workers.operate import Accept, Described, Found, Limit, Look, Put
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -140,6 +141,15 @@ class RemoteWorker:
     def limit_memory(self, nbytes: int) -> None:
         """Has the worker refuse what would take its objects beyond so many bytes."""
         self.link.tell(Limit(nbytes))
+
+    def accept(self, plan: RecordedPlan) -> None:
+        """Has the worker give the results of this plan away, even if they come of private objects.
+
+        What the plan does is for the worker's side to judge: read `plan.code()`. A mean over
+        many rows may be harmless, a copy is not. The states that it changes stay private.
+        """
+        plan.send(self)
+        self.link.tell(Accept(plan.number))
 
     def wait(self) -> None:
         """Waits until the worker has done all that it was told.

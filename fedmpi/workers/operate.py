@@ -98,6 +98,12 @@ class MakePrivate(Command, frozen=True):
     key: int
 
 
+class Accept(Command, frozen=True):
+    """Give the results of this plan to the owner, even if they come of private objects."""
+
+    signature: int
+
+
 class Look(Command, frozen=True):
     """Say which objects have all of these tags."""
 
@@ -197,6 +203,7 @@ def _call(
         objects.make_room(callee.nbytes)
     operands = [objects.tensor(key) for key in call.tensors]
     private = objects.any_private and any(objects.is_private(key) for key in call.tensors)
+    accepted = isinstance(callee, Replay) and callee.accepted
     if private:
         # Before the operator runs: one that fails halfway has written too.
         for slot in callee.written:
@@ -206,7 +213,7 @@ def _call(
         raise ProtocolError(f"{callee.name} has {len(results)} results, not {len(call.results)}")
     for key, result in zip(call.results, results, strict=True):
         if key:
-            objects.put(key, result, private=private)
+            objects.put(key, result, private=private and not accepted)
 
 
 def _flat(result: Any) -> Sequence[Any]:
@@ -279,6 +286,15 @@ def take(worker: Worker, command: Take, tensors: list[torch.Tensor]) -> None:
 def make_private(worker: Worker, command: MakePrivate, tensors: list[torch.Tensor]) -> None:
     """From here on."""
     worker.objects.make_private(command.key)
+
+
+@handles(Accept, always=True)
+def accept(worker: Worker, command: Accept, tensors: list[torch.Tensor]) -> None:
+    """Of this very program: if another one is learnt under the number, it is not accepted."""
+    replay = worker.store.get(CALLEES, {}).get(command.signature)
+    if not isinstance(replay, Replay):
+        raise ProtocolError(f"there is no plan {command.signature} to accept")
+    replay.accepted = True
 
 
 @handles(Look, replies=True)

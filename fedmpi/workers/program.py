@@ -68,6 +68,7 @@ class Replay:
         name: for messages.
         nbytes: as the program says.
         written: inputs that are changed in place.
+        accepted: its results may leave the worker, whatever they come of.
 
     Raises:
         UnlistedOperator: a step names an operator that is not on the list.
@@ -79,6 +80,7 @@ class Replay:
     def __init__(self, program: Program) -> None:
         self.nbytes = program.nbytes
         self.written = program.written
+        self.accepted = False
         self._inputs = program.inputs
         _check(program)
         callees = [Callee(signature) for signature in program.signatures]

@@ -46,8 +46,8 @@ def mlp() -> nn.Module:
 def cnn() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(10, 3),
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5),
+        nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(10, 3),
     )  # fmt: skip
 
 
@@ -396,3 +396,23 @@ def test_arguments_are_not_changed_by_recording(alice: RemoteWorker) -> None:
     [(x, y)] = batches(1)
     fedmpi.plan(train).record(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_an_accepted_plan_tells_what_it_makes_of_private_rows(alice: RemoteWorker) -> None:
+    @fedmpi.plan
+    def mean(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.mean(0), x[0]
+
+    rows = torch.randn(50, 3)
+    x = alice.send(rows, private=True)
+    with pytest.raises(RemoteError, match="private"):
+        mean(x)[0].get()
+    alice.accept(mean.record(x))
+    found, row = mean(x)
+    assert torch.equal(found.get(), rows.mean(0))
+    with pytest.raises(RemoteError, match="private"):
+        row.get()  # a view of what is private
+    with pytest.raises(RemoteError, match="private"):
+        x.get()
+    with pytest.raises(RemoteError, match="private"):
+        (found + x).get()
