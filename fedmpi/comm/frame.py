@@ -94,7 +94,8 @@ _decoder = msgspec.msgpack.Decoder(Header)
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a contiguous tensor as a uint8 vector, shared, not copied."""
-    flat = tensor.detach().reshape(-1)
+    # reshape(-1) may keep the stride 0 of a single element, of which no bytes can be viewed.
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
     return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
 
 

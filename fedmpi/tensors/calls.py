@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from fedmpi.errors import UsageError
 from fedmpi.tensors.layout import Layout, layout_of
-from fedmpi.workers.operators import is_random, resolve, wire_name
+from fedmpi.workers.operators import UnlistedOperator, is_random, resolve, wire_name
 from fedmpi.workers.signature import Number, Signature
 
 MOST_KNOWN = 8192
@@ -95,13 +95,18 @@ class Arguments:
 
     def _rare(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            if value.dim() or type(value) not in (torch.Tensor, torch.nn.Parameter):
-                raise UsageError(
+            if (
+                value.dim()
+                or value.is_complex()
+                or type(value) not in (torch.Tensor, torch.nn.Parameter)
+            ):
+                raise TensorHere(
                     f"a tensor here {list(value.shape)} met a pointer: send it to the pointer's "
                     "worker first"
                 )
             self.key.append((torch.Tensor, value.dtype))
-            self.numbers.append(value.item())
+            number = value.item()
+            self.numbers.append(int(number) if value.dtype == torch.bool else number)
             name = str(value.dtype).removeprefix("torch.")
             return {"scalar": [len(self.numbers) - 1, name]}
         if isinstance(value, torch.dtype):
@@ -118,6 +123,10 @@ class Arguments:
                 "a generator stays here: what a worker draws follows torch.manual_seed"
             )
         raise UsageError(f"an argument of type {type(value).__name__} cannot be sent to a worker")
+
+
+class TensorHere(UsageError):
+    """An argument is a tensor of this process."""
 
 
 _known: dict[tuple[Any, ...], Known] = {}
@@ -181,7 +190,12 @@ def _infer(
     walked: Arguments,
 ) -> Known:
     name = wire_name(operator)
-    resolve(name)  # refuses what is not on the list
+    try:
+        resolve(name)
+    except UnlistedOperator:
+        if torch.Tag.dynamic_output_shape in operator.tags:
+            raise _values_wanted(name) from None
+        raise
     log = logging.getLogger(FakeTensorMode.__module__)
     loud = log.disabled
     log.disabled = True  # what does not fit is told by the exception
@@ -193,10 +207,7 @@ def _infer(
 
             result = operator(*tree_map(fake, list(arguments)), **tree_map(fake, keywords))
     except (DynamicOutputShapeException, DataDependentOutputException):
-        raise UsageError(
-            f"the result of {name} depends on values that only the worker has: fetch them with "
-            "get() first, or compute with a mask, as torch.where does"
-        ) from None
+        raise _values_wanted(name) from None
     finally:
         log.disabled = loud
     results, shape = _results(operator, result)
@@ -206,7 +217,13 @@ def _infer(
     fixed: list[Result] = []
     for position, one in enumerate(results):
         if len(returned) == len(results) and written[position]:
-            fixed.append(places.pop(0))
+            place = places.pop(0)
+            if layout_of(one) is not walked.tensors[place].layout_there:
+                raise UsageError(
+                    f"{name} would make {list(one.shape)} of a pointer to "
+                    f"{list(walked.tensors[place].shape)}: the shape of a pointer is fixed"
+                )
+            fixed.append(place)
         else:
             fixed.append(layout_of(one) if isinstance(one, torch.Tensor) else None)
     views = any(r.alias_info is not None for r in returned)
@@ -217,6 +234,13 @@ def _infer(
         tuple(fixed),
         shape,
         is_random(operator),
+    )
+
+
+def _values_wanted(name: str) -> UsageError:
+    return UsageError(
+        f"the result of {name} depends on values that only the worker has: fetch them with "
+        "get() first, or compute with a mask, as torch.where does"
     )
 
 
@@ -246,10 +270,16 @@ def _places_of_written(operator: OpOverload, wire: list[Any], named: dict[str, A
     """Positions, among the tensors, of the arguments that the operator changes and returns."""
     declared = operator._schema.arguments
     given = dict(zip((a.name for a in declared), wire, strict=False)) | named
-    return [
-        given[a.name]["tensor"]
-        for a in declared
-        if a.alias_info is not None
-        and a.alias_info.is_write
-        and isinstance(given.get(a.name), dict)
-    ]
+    places = []
+    for a in declared:
+        if a.alias_info is None or not a.alias_info.is_write:
+            continue
+        argument = given.get(a.name)
+        parts = argument if isinstance(argument, list) else [argument]
+        if any(isinstance(part, dict) and "tensor" not in part for part in parts):
+            raise UsageError(
+                f"{operator} would write what a worker has into a tensor here: fetch it with get()"
+            )
+        if isinstance(argument, dict):
+            places.append(argument["tensor"])
+    return places

@@ -7,16 +7,20 @@ the result and goes on. Autograd, modules and optimisers are above that and need
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fedmpi.errors import UsageError
-from fedmpi.tensors.calls import known_call
+from fedmpi.tensors.calls import TensorHere, known_call
 from fedmpi.tensors.layout import Layout, layout
 from fedmpi.tensors.link import Link, Remote
-from fedmpi.workers.operate import Fetch, Fetched, Give, MakePrivate, Take
+from fedmpi.workers.operate import Fetch, Fetched, Give, MakePrivate, Put, Take
+from fedmpi.workers.operators import LISTED
 
 aten = torch.ops.aten
 
@@ -61,12 +65,10 @@ class PointerTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _SAME:
-            [pointer] = args
-            return PointerTensor(pointer.remote, pointer.layout_there)
-        if func is aten._local_scalar_dense.default:
-            return args[0].get().item()
-        return call(func, args, kwargs or {})
+        special = _special(func)
+        if special is None:
+            return call(func, args, kwargs or {})
+        return special(*args, **(kwargs or {}))
 
     def get(self) -> torch.Tensor:
         """The values, here; waits for the worker.
@@ -152,13 +154,81 @@ class PointerTensor(torch.Tensor):
         raise UsageError(f"{self!r} cannot be saved: fetch the values with get() first")
 
 
-_SAME = (aten.detach.default, aten.alias.default, aten.lift_fresh.default)
-"""Operators that need no message: the result is the same object on the worker."""
+def _same(pointer: PointerTensor) -> PointerTensor:
+    """The same object on the worker; needs no message."""
+    return PointerTensor(pointer.remote, pointer.layout_there)
+
+
+def _item(pointer: PointerTensor) -> Any:
+    return pointer.get().item()
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.all(torch.eq(a, b)))
+
+
+def _allclose(*args: Any, **kwargs: Any) -> bool:
+    return bool(torch.all(torch.isclose(*args, **kwargs)))
+
+
+def _view_in_place(
+    in_place: OpOverload, view: OpOverload, pointer: PointerTensor, *args: Any
+) -> PointerTensor:
+    """What changes a tensor's shape in place: the pointer stands for a view from here on."""
+    viewed = call(view, (pointer, *args), {})
+    with torch._C._DisableTorchDispatch():  # shape and strides are known here too
+        in_place(pointer, *args)
+    pointer.remote, pointer.layout_there = viewed.remote, viewed.layout_there
+    return pointer
+
+
+_VIEWS_IN_PLACE = {
+    aten.as_strided_.default: aten.as_strided.default,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+
+_SPECIAL: dict[OpOverload, Callable[..., Any]] = {
+    aten.alias.default: _same,
+    aten.detach.default: _same,
+    aten.detach_.default: lambda pointer: pointer,
+    aten.lift_fresh.default: _same,
+    aten._local_scalar_dense.default: _item,
+    aten.allclose.default: _allclose,
+    aten.equal.default: _equal,
+    # A lazy conjugate or negative is a mark on a tensor, which a pointer does not carry.
+    aten._conj.default: aten._conj_physical.default,
+    aten._neg_view.default: aten.neg.default,
+}
+_SPECIAL.update(
+    (func, partial(_view_in_place, func, view)) for func, view in _VIEWS_IN_PLACE.items()
+)
+
+
+@cache
+def _special(func: OpOverload) -> Callable[..., Any] | None:
+    """What stands in for an operator that is not called on the worker as it is."""
+    if func in _SPECIAL:
+        return _SPECIAL[func]
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if func.overloadpacket.__name__ not in LISTED and (
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite)
+    ):
+        # Autograd breaks these into others; in inference mode nobody has done it yet.
+        return func.decompose
+    return None
 
 
 def call(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
     """Calls an operator on the worker that holds the pointers among its arguments."""
-    known, walked = known_call(func, args, kwargs, PointerTensor)
+    try:
+        known, walked = known_call(func, args, kwargs, PointerTensor)
+    except TensorHere:
+        known, walked = known_call(func, _with_constants(func, args), kwargs, PointerTensor)
     pointers = walked.tensors
     link = pointers[0].remote.link
     for pointer in pointers:
@@ -168,6 +238,46 @@ def call(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
                 "move one of them to the other's worker"
             )
     return issue(link, known, pointers, walked.numbers)
+
+
+_POSITIONS = {
+    aten._embedding_bag.default: "offsets",
+    aten._embedding_bag_forward_only.default: "offsets",
+    aten.index.Tensor: "indices",
+    aten.index_put.default: "indices",
+    aten.index_put_.default: "indices",
+    aten._index_put_impl_.default: "indices",
+}
+"""Arguments that PyTorch itself makes tensors of, and here, as in `x[[0, 2]]`."""
+
+
+def _with_constants(func: OpOverload, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments, with pointers to copies of the tensors here that PyTorch made.
+
+    In a backward pass these are all tensors here, since the forward pass let in none of the
+    program's own.
+    """
+    link = next((a.remote.link for a in tree_leaves(args) if isinstance(a, PointerTensor)), None)
+    if not isinstance(link, Link):  # a program is recorded, and has no values
+        return args
+    backward = torch._C._current_graph_task_id() != -1
+
+    def sent(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or isinstance(value, PointerTensor):
+            return value
+        if not backward and value.dtype == torch.bool:  # a mask: its count would be the shape
+            return value
+        remote = link.make()
+        link.tell(Put(remote.key, [], "", False), [value.detach().clone()])
+        return point(remote, value)
+
+    return [
+        tree_map(sent, a)
+        if declared.name == _POSITIONS.get(func)
+        or (backward and not (declared.alias_info and declared.alias_info.is_write))
+        else a
+        for a, declared in zip(args, func._schema.arguments, strict=False)
+    ]
 
 
 def issue(link: Link, known: Any, pointers: list[PointerTensor], numbers: list[Any]) -> Any:
