@@ -18,6 +18,7 @@ from fedmpi.config import Config, Recipe
 from fedmpi.data.normalise import Normalisation
 from fedmpi.workers import command as table
 from fedmpi.workers.command import Command, Stop, decode_command, entry_of
+from fedmpi.workers.load_shard import LoadShard
 from fedmpi.workers.shards import WriteShards
 from fedmpi.workers.signature import Signature
 from fedmpi.workers.vectors import Route
@@ -45,10 +46,13 @@ COMMANDS: list[Command] = [
     operate.Give(1, 2, False),
     operate.Take(1, 2),
     operate.MakePrivate(1),
+    operate.Accept(3),
     operate.Look(["#x"]),
     operate.Clear(),
     operate.Limit(2**40),
+    operate.Threads(2),
     operate.Wait(),
+    LoadShard("data/x", [1, 2, 3, 4], True, True),
 ]
 NAMES = [type(command).__name__ for command in COMMANDS]
 
