@@ -68,7 +68,7 @@ class Link:
         rank: the worker's.
 
     Attributes:
-        dead: ids to forget, sent with the next command.
+        dead: ids to forget, sent with the next call or command.
         open: false once the job has ended.
     """
 
@@ -114,7 +114,8 @@ class Link:
             self._untold.append(known)
         self._made += 1
         self._lines.append(_line_of_the_script())
-        self._calls.append(Call(self._made, known.number, tensors, numbers, results, seed))
+        dead, self.dead = self.dead, []
+        self._calls.append(Call(self._made, known.number, tensors, numbers, results, seed, dead))
         if len(self._calls) == 1:
             self._since = time.perf_counter()
         elif len(self._calls) >= BATCH or time.perf_counter() - self._since > PATIENCE:

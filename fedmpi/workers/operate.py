@@ -31,6 +31,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
         numbers: that fill its number slots.
         results: ids of its results, 0 for what has no new object: an input changed in place.
         seed: of a random operator.
+        dead: ids to forget before it, so that their memory is free for its results.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     numbers: list[Number]
     results: list[int]
     seed: int = 0
+    dead: list[int] = []
 
 
 class Operate(Command, frozen=True):
@@ -173,6 +175,7 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
     objects = worker.objects
     with torch.no_grad():
         for call in command.calls:
+            objects.delete(call.dead)
             try:
                 _call(objects, callees, call)
             except NoSuchObject as error:
@@ -206,7 +209,7 @@ def _call(
     accepted = isinstance(callee, Replay) and callee.accepted
     if private:
         # Before the operator runs: one that fails halfway has written too.
-        for slot in callee.written:
+        for slot in (*callee.written, *_written_undeclared(callee)):
             objects.make_private(call.tensors[slot])
     results = _flat(callee(operands, call.numbers, call.seed))
     if len(results) != len(call.results):
@@ -214,6 +217,15 @@ def _call(
     for key, result in zip(call.results, results, strict=True):
         if key:
             objects.put(key, result, private=private and not accepted)
+
+
+def _written_undeclared(callee: Callee | Replay) -> list[int]:
+    """Tensor slots of what batch norm updates, of which its schema says nothing."""
+    batch_norm = torch.ops.aten.native_batch_norm.default
+    if isinstance(callee, Replay) or callee.operator is not batch_norm:
+        return []
+    running = callee.signature.arguments[3:5]
+    return [argument["tensor"] for argument in running if argument is not None]
 
 
 def _flat(result: Any) -> Sequence[Any]:
