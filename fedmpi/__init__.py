@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fedmpi.tensors.plan import Plan as Plan
     from fedmpi.tensors.plan import plan as plan
     from fedmpi.tensors.pointer import PointerTensor as PointerTensor
+    from fedmpi.tensors.protocol import Protocol as Protocol
+    from fedmpi.tensors.protocol import protocol as protocol
     from fedmpi.tensors.recorded_plan import RecordedPlan as RecordedPlan
     from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
     from fedmpi.tensors.session import scope as scope
@@ -32,9 +34,11 @@ _PLACES = {
     "MultiPointer": "tensors.multi_pointer",
     "PointerTensor": "tensors.pointer",
     "RemoteWorker": "tensors.remote_worker",
+    "Protocol": "tensors.protocol",
     "get": "tensors.modules",
     "hook_torch": "tensors.hook",
     "plan": "tensors.plan",
+    "protocol": "tensors.protocol",
     "move": "tensors.modules",
     "scope": "tensors.session",
     "simulate": "tensors.session",

@@ -91,6 +91,10 @@ class Link:
         self._last_key += 1
         return self.adopt(self._last_key)
 
+    def peer(self, link: Link) -> Link:
+        """What stands for another worker's link: while a protocol is recorded, not itself."""
+        return link
+
     def adopt(self, key: int) -> Remote:
         """A handle for an object that the worker has already: the one there is, or a new one."""
         found = self._handles.get(key)

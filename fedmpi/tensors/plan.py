@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fedmpi.errors import UsageError
+from fedmpi.tensors.assemble import Assembled
 from fedmpi.tensors.layout import layout_of
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, renumber
@@ -57,13 +58,13 @@ class Plan:
             UsageError: tensors of several workers, or of a worker and here; or the function
                 cannot be recorded.
         """
-        link = place_of(_inputs(arguments))
+        link = place_of(inputs_of(arguments))
         try:
             recorded, returned = self._record(arguments, link)
         except NewState:
             # An optimiser's first step makes its states: operator by operator, this time.
             return self.function(*arguments)
-        return _fill_outputs(returned, recorded.run(_inputs(arguments), link))
+        return fill_outputs(returned, recorded.run(inputs_of(arguments), link))
 
     def record(self, *arguments: Any) -> RecordedPlan:
         """The program for such arguments, whose tensors are its inputs in order.
@@ -73,7 +74,7 @@ class Plan:
                 makes new states.
         """
         try:
-            return self._record(arguments, place_of(_inputs(arguments)))[0]
+            return self._record(arguments, place_of(inputs_of(arguments)))[0]
         except NewState:
             raise UsageError(
                 f"plan {self.name} makes new tensors in its arguments, as an optimiser's first "
@@ -96,18 +97,23 @@ class Plan:
     def _record(self, arguments: Sequence[Any], link: Link | None) -> tuple[RecordedPlan, Any]:
         if link is not None:
             _count_there(arguments, link)
-        key = tuple(_kind(a) for a in arguments)
+        key = tuple(kind_of(a) for a in arguments)
         found = self._recorded.get(key)
         if found is None:
-            inputs = _inputs(arguments)
+            inputs = inputs_of(arguments)
             recording = record(self.function, arguments, inputs)
-            program = drop_dead(cancel_transposes(recording.program))
-            if self.fuse:
-                program = fuse_updates(program, recording.registers)
-            layouts = [layout_of(t) for t in inputs]
-            plan = RecordedPlan(self.name, renumber(drop_dead(program)), layouts, recording.results)
+            plan = optimised(self.name, recording.assembled, self.fuse)
             found = self._recorded[key] = (plan, recording.returned)
         return found
+
+
+def optimised(name: str, assembled: Assembled, fuse: bool) -> RecordedPlan:
+    """What was recorded, after the passes."""
+    program = drop_dead(cancel_transposes(assembled.program))
+    if fuse:
+        program = drop_dead(fuse_updates(program, assembled.registers))
+    inputs = [assembled.registers[k] for k in range(program.inputs)]
+    return RecordedPlan(name, renumber(program), inputs, assembled.results)
 
 
 def plan(function: Callable[..., Any] | None = None, *, fuse: bool = True) -> Any:
@@ -117,7 +123,7 @@ def plan(function: Callable[..., Any] | None = None, *, fuse: bool = True) -> An
     return Plan(function, fuse)
 
 
-def _inputs(arguments: Sequence[Any]) -> list[torch.Tensor]:
+def inputs_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
     """The tensors of the arguments, each once, in order."""
     found: dict[int, torch.Tensor] = {}
     for tensor in leaves(arguments):
@@ -144,30 +150,30 @@ def _count_there(arguments: Sequence[Any], link: Link) -> None:
                     group["capturable"] = True
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """What the recording depends on, hashable."""
     if isinstance(value, torch.Tensor):
         if isinstance(value, PointerTensor) or value.dim():
             return (layout_of(value), value.requires_grad)
         return (value.dtype, value.item())
     if isinstance(value, torch.nn.Module):
-        tensors = tuple(_kind(t) for t in leaves(value))
+        tensors = tuple(kind_of(t) for t in leaves(value))
         return (id(value), value.training, tensors)
     if isinstance(value, torch.optim.Optimizer):
         groups = tuple((k, v) for g in value.param_groups for k, v in g.items() if k != "params")
-        return (id(value), groups, tuple(_kind(t) for t in leaves(value) if is_elsewhere(t)))
+        return (id(value), groups, tuple(kind_of(t) for t in leaves(value) if is_elsewhere(t)))
     if isinstance(value, list | tuple):
-        return (type(value), *(_kind(v) for v in value))
+        return (type(value), *(kind_of(v) for v in value))
     if isinstance(value, dict):
-        return (dict, *((k, _kind(v)) for k, v in value.items()))
+        return (dict, *((k, kind_of(v)) for k, v in value.items()))
     return (type(value), value)
 
 
-def _fill_outputs(tree: Any, made: Sequence[torch.Tensor]) -> Any:
+def fill_outputs(tree: Any, made: Sequence[torch.Tensor]) -> Any:
     if isinstance(tree, Output):
         return made[tree.at]
     if isinstance(tree, list | tuple):
-        return type(tree)(_fill_outputs(v, made) for v in tree)
+        return type(tree)(fill_outputs(v, made) for v in tree)
     if isinstance(tree, dict):
-        return {key: _fill_outputs(v, made) for key, v in tree.items()}
+        return {key: fill_outputs(v, made) for key, v in tree.items()}
     return tree

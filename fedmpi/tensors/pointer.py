@@ -96,14 +96,15 @@ class PointerTensor(torch.Tensor):
 
     def move(self, worker: HasLink) -> PointerTensor:
         """Moves the object to another worker, straight; this pointer stands for nothing then."""
-        return self._give(worker, keep=False)
+        return self.give(worker.link, keep=False)
 
     def copy(self, worker: HasLink) -> PointerTensor:
         """Copies the object to another worker, straight."""
-        return self._give(worker, keep=True)
+        return self.give(worker.link, keep=True)
 
-    def _give(self, worker: HasLink, keep: bool) -> PointerTensor:
-        target = worker.link
+    def give(self, link: Link, keep: bool) -> PointerTensor:
+        """Moves or copies the object over another link."""
+        target = self.link.peer(link)
         if target is self.link:
             raise UsageError(f"{self!r} is on that worker already: use clone()")
         remote = target.make()

@@ -11,36 +11,30 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from fedmpi.errors import UsageError
+from fedmpi.tensors.assemble import Assembled, Recorded, assemble
 from fedmpi.tensors.calls import Known
-from fedmpi.tensors.layout import Layout, layout_of
+from fedmpi.tensors.layout import layout_of
 from fedmpi.tensors.link import Remote
 from fedmpi.tensors.pointer import PointerTensor
-from fedmpi.workers.program import Program, Step
-from fedmpi.workers.signature import Callee
 
 Leaf = torch.Tensor
 
 
-@dataclass
-class Recording:
+class Recording(NamedTuple):
     """What a function did.
 
     Attributes:
-        program: for the wire.
-        registers: layouts of what the registers hold.
-        results: of the outputs, in order: a new layout, or the number of an input.
-        returned: what the function returned, with an `Output` in place of each tensor.
+        assembled: its program.
+        returned: what it returned, with an `Output` in place of each tensor.
     """
 
-    program: Program
-    registers: dict[int, Layout]
-    results: list[Layout | int]
+    assembled: Assembled
     returned: Any
 
 
@@ -59,7 +53,7 @@ class Recorder:
     def __init__(self) -> None:
         self.dead: list[int] = []
         self.made = 0
-        self.calls: list[tuple[Known, list[int], list[int | float], list[int]]] = []
+        self.calls: list[Recorded] = []
 
     def make(self) -> Remote:
         self.made += 1
@@ -73,7 +67,7 @@ class Recorder:
         results: list[int],
         seed: int,
     ) -> None:
-        self.calls.append((known, tensors, numbers, results))
+        self.calls.append(Recorded(known, tensors, numbers, results))
 
     def tell(self, *_: Any) -> Any:
         raise UsageError(
@@ -81,7 +75,11 @@ class Recorder:
             "`if t > 0` and printing values have no place in it; torch.where chooses by value"
         )
 
-    ask = tell
+    def ask(self, *_: Any) -> Any:
+        return self.tell(*_)
+
+    def peer(self, link: Any) -> Any:
+        raise UsageError("a plan runs on one worker: what moves between workers is a protocol")
 
 
 def leaves(value: Any) -> Iterator[Leaf]:
@@ -126,7 +124,7 @@ def record(
     recorder = Recorder()
     stand_ins: dict[int, Any] = {}
     for tensor in inputs:
-        stand_ins[id(tensor)] = _stand_in(recorder, tensor)
+        stand_ins[id(tensor)] = stand_in(recorder, tensor)
     copied = copy.deepcopy(tuple(arguments), stand_ins)
     # The seeds that pointers draw at random operators stay out of the program.
     with torch.random.fork_rng(devices=[]), _as_if_compiling(copied):
@@ -136,8 +134,9 @@ def record(
             raise NewState
     _refuse_counting(arguments, copied)
     outputs: list[PointerTensor] = []
-    tree = _take_outputs(returned, outputs)
-    return _recording(recorder, inputs, outputs, tree)
+    tree = take_outputs(returned, outputs)
+    known = {k + 1: layout_of(t) for k, t in enumerate(inputs)}
+    return Recording(assemble(recorder.calls, known, [p.remote.key for p in outputs]), tree)
 
 
 @contextmanager
@@ -171,57 +170,24 @@ class NewState(Exception):
     """The function put new tensors into an argument: to be run as it is, this time."""
 
 
-def _stand_in(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor:
+def stand_in(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor:
     pointer = PointerTensor(recorder.make(), layout_of(tensor))
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(pointer, tensor.requires_grad)
     return pointer.requires_grad_(tensor.requires_grad)
 
 
-def _take_outputs(value: Any, outputs: list[PointerTensor]) -> Any:
+def take_outputs(value: Any, outputs: list[PointerTensor]) -> Any:
     """The returned value with an `Output` for each tensor, which is added to the list."""
     if isinstance(value, PointerTensor):
         outputs.append(value)
         return Output(len(outputs) - 1)
     if isinstance(value, list | tuple):
-        return type(value)(_take_outputs(v, outputs) for v in value)
+        return type(value)(take_outputs(v, outputs) for v in value)
     if isinstance(value, dict):
-        return {key: _take_outputs(v, outputs) for key, v in value.items()}
+        return {key: take_outputs(v, outputs) for key, v in value.items()}
     if isinstance(value, torch.Tensor | nn.Module):
         raise UsageError(
             f"a plan returns tensors that it computed, not a {type(value).__name__} from outside"
         )
     return value
-
-
-def _recording(
-    recorder: Recorder, inputs: Sequence[Leaf], outputs: list[PointerTensor], tree: Any
-) -> Recording:
-    numbers: dict[Known, int] = {}
-    steps = []
-    written: set[int] = set()
-    layouts = {k: layout_of(t) for k, t in enumerate(inputs)}
-    # Ids count from 1, registers from 0.
-    for known, tensors, given, results in recorder.calls:
-        position = numbers.setdefault(known, len(numbers))
-        steps.append(Step(position, [t - 1 for t in tensors], given, [r - 1 for r in results]))
-        written.update(tensors[slot] - 1 for slot in Callee(known.signature).written)
-        layouts |= {
-            key - 1: there
-            for key, there in zip(results, known.results, strict=True)
-            if isinstance(there, Layout)
-        }
-    registers = [p.remote.key - 1 for p in outputs]
-    returned: list[Layout | int] = [
-        r if r < len(inputs) else p.layout_there for r, p in zip(registers, outputs, strict=True)
-    ]
-    program = Program(
-        signatures=[known.signature for known in numbers],
-        steps=steps,
-        inputs=len(inputs),
-        written=sorted(k for k in written if k < len(inputs)),
-        outputs=registers,
-        registers=recorder.made,
-        nbytes=sum(r.nbytes() for r in returned if isinstance(r, Layout)),
-    )
-    return Recording(program, layouts, returned, tree)
