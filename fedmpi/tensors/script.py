@@ -14,7 +14,7 @@ from fedmpi.errors import FedMPIError, UsageError
 from fedmpi.tensors.session import session
 from fedmpi.tensors.shards import load_shards
 from fedmpi.workers.crew import Crew
-from fedmpi.workers.operate import Threads
+from fedmpi.workers.operate import Done, Threads
 
 
 def run_script(
@@ -53,10 +53,10 @@ def run_script(
     try:
         with session(crew) as workers:
             torch.set_num_threads(threads)
-            for worker in workers:
-                worker.link.tell(Threads(threads))
-                if memory:
-                    worker.limit_memory(memory)
+            for worker in workers if memory else ():
+                worker.limit_memory(memory)
+            # Once all have answered, they are idle: a mistake in the script ends no busy rank.
+            crew.ask(lambda rank: Threads(threads), Done)
             # A worker's objects live as long as the pointers to them: here, through the script.
             _kept = load_shards(workers, data, private=private) if data else []
             runpy.run_path(script, run_name="__main__")

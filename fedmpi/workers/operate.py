@@ -347,10 +347,11 @@ def limit(worker: Worker, command: Limit, tensors: list[torch.Tensor]) -> None:
     worker.objects.limit = command.nbytes
 
 
-@handles(Threads, always=True)
-def use_threads(worker: Worker, command: Threads, tensors: list[torch.Tensor]) -> None:
+@handles(Threads, replies=True, always=True)
+def use_threads(worker: Worker, command: Threads, tensors: list[torch.Tensor]) -> Done:
     """Of this rank, or of this thread where the workers are threads."""
     torch.set_num_threads(command.threads)
+    return Done()
 
 
 @handles(Wait, replies=True)

@@ -19,7 +19,7 @@ from fedmpi.config import Recipe
 from fedmpi.federated.model_file import load_model
 from fedmpi.tensors.session import simulate
 from fedmpi.tensors.shards import load_shards
-from fedmpi.workers.operate import Threads
+from fedmpi.workers.operate import Done, Threads
 from fedmpi.workers.shards import prepare
 from tests.launch import ROOT, launchers, run_single
 
@@ -124,7 +124,7 @@ def test_averaging_by_pointers_gives_the_numbers_of_a_run(
     try:
         with simulate(workers=3) as workers:
             for worker in workers:
-                worker.link.tell(Threads(1))
+                worker.link.ask(Threads(1), Done)
             _kept = load_shards(workers, folder)
             monkeypatch.setattr(sys, "argv", ["03_averaging.py", model, str(rounds)])
             by_pointers = runpy.run_path(str(TUTORIALS / "03_averaging.py"))["model"].state_dict()
