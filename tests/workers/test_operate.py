@@ -36,6 +36,7 @@ from fedmpi.workers.operate import (
     Take,
     Wait,
 )
+from fedmpi.workers.program import Program, Step
 from fedmpi.workers.signature import Signature
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import run_threads
@@ -305,6 +306,24 @@ keywords = st.dictionaries(
 signature = st.builds(
     Signature, names, st.lists(argument, max_size=4), keywords, st.integers(-5, 5) | st.just(HUGE)
 )
+registers = st.integers(-2, 6)
+step = st.builds(
+    Step,
+    st.integers(-1, 2),
+    st.lists(registers, max_size=3),
+    st.lists(floats, max_size=2),
+    st.lists(registers, max_size=2),
+)
+program = st.builds(
+    Program,
+    st.lists(signature, max_size=2),
+    st.lists(step, max_size=3),
+    st.integers(-1, 3),
+    st.lists(registers, max_size=2),
+    st.lists(registers, max_size=2),
+    registers,
+    st.integers(-5, 5) | st.just(HUGE),
+)
 calls = st.builds(
     Call,
     st.integers(0, 2**63),
@@ -316,7 +335,7 @@ calls = st.builds(
 )
 operates = st.builds(
     Operate,
-    st.lists(st.tuples(st.integers(0, 3), signature), max_size=3),
+    st.lists(st.tuples(st.integers(0, 3), signature | program), max_size=3),
     st.lists(calls, max_size=4),
     st.lists(ids, max_size=2),
 )
