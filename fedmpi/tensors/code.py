@@ -16,6 +16,8 @@ def code_of(program: Program, name: str = "plan") -> str:
     """
     inputs = [_name(k, program) for k in range(program.inputs)]
     lines = [f"def {name}({', '.join(inputs)}):"]
+    if program.batch != -1:
+        lines.append(f"    n = {_name(program.batch, program)}.shape[0]")
     for step, dying in zip(program.steps, last_uses(program), strict=True):
         signature = program.signatures[step.signature]
         arguments = [_text(a, step, program) for a in signature.arguments]
@@ -40,6 +42,9 @@ def _text(argument: Any, step: Step, program: Program) -> str:
         return "[" + ", ".join(_text(a, step, program) for a in argument) + "]"
     if isinstance(argument, dict):
         [(kind, value)] = argument.items()
+        if kind == "size":
+            a, c = value
+            return f"{a if a != 1 else ''}{' * ' if a != 1 else ''}n{f' + {c}' if c else ''}"
         if kind == "tensor":
             return _name(step.tensors[value], program)
         if kind == "number":

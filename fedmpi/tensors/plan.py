@@ -24,6 +24,7 @@ import torch
 
 from fedmpi.errors import UsageError
 from fedmpi.tensors.assemble import Assembled
+from fedmpi.tensors.batch_size import STEPS, generalise
 from fedmpi.tensors.layout import layout_of
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, renumber
@@ -40,12 +41,17 @@ class Plan:
         function: of tensors, modules, optimisers, and lists, tuples and dicts of them; other
             arguments are constants of the program. Runs once per kind of arguments.
         fuse: also make it faster in ways that change results within float rounding.
+        dynamic: one program for all batch sizes from 2 up: for tensors among the arguments
+            whose first dimension is that of the first one.
     """
 
-    def __init__(self, function: Callable[..., Any], fuse: bool = True) -> None:
+    def __init__(
+        self, function: Callable[..., Any], fuse: bool = True, dynamic: bool = False
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.fuse = fuse
+        self.dynamic = dynamic
         self._recorded: dict[tuple[Any, ...], tuple[RecordedPlan, Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -97,30 +103,70 @@ class Plan:
     def _record(self, arguments: Sequence[Any], link: Link | None) -> tuple[RecordedPlan, Any]:
         if link is not None:
             _count_there(arguments, link)
-        key = tuple(kind_of(a) for a in arguments)
+        batch = _batch(arguments) if self.dynamic else []
+        ids = [id(t) for t in batch]
+        key = tuple(_kind_of_batch(a) if id(a) in ids else kind_of(a) for a in arguments)
         found = self._recorded.get(key)
         if found is None:
-            inputs = inputs_of(arguments)
-            recording = record(self.function, arguments, inputs)
-            plan = optimised(self.name, recording.assembled, self.fuse)
-            found = self._recorded[key] = (plan, recording.returned)
+            found = self._recorded[key] = self._make(arguments, ids)
         return found
 
+    def _make(self, arguments: Sequence[Any], batch: list[int]) -> tuple[RecordedPlan, Any]:
+        inputs = inputs_of(arguments)
+        recordings = []
+        for more in STEPS if batch else STEPS[:1]:
+            layouts = [
+                layout_of(_longer(t, more)) if more and id(t) in batch else layout_of(t)
+                for t in inputs
+            ]
+            recordings.append(record(self.function, arguments, inputs, layouts))
+        after = [optimised(recording.assembled, self.fuse) for recording in recordings]
+        returned = recordings[0].returned
+        if not batch:
+            return recorded_plan(self.name, after[0]), returned
+        [first, *_] = [k for k, t in enumerate(inputs) if id(t) in batch]
+        sizes = [inputs[first].shape[0] + more for more in STEPS]
+        return RecordedPlan(self.name, *generalise(after, sizes, first)), returned
 
-def optimised(name: str, assembled: Assembled, fuse: bool) -> RecordedPlan:
+
+def _batch(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The arguments that grow with the batch; none if it is too small to tell."""
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.dim()]
+    found = [t for t in tensors if t.shape[0] == tensors[0].shape[0] and t.is_contiguous()]
+    return found if found and found[0].shape[0] > 1 else []
+
+
+def _longer(tensor: torch.Tensor, more: int) -> torch.Tensor:
+    """A tensor of more rows, without memory."""
+    shape = (tensor.shape[0] + more, *tensor.shape[1:])
+    return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+
+def _kind_of_batch(tensor: torch.Tensor) -> Any:
+    return ("batch", type(tensor), tensor.shape[1:], tensor.dtype, tensor.requires_grad)
+
+
+def optimised(assembled: Assembled, fuse: bool) -> Assembled:
     """What was recorded, after the passes."""
     program = drop_dead(cancel_transposes(assembled.program))
     if fuse:
         program = drop_dead(fuse_updates(program, assembled.registers))
-    inputs = [assembled.registers[k] for k in range(program.inputs)]
-    return RecordedPlan(name, renumber(program), inputs, assembled.results)
+    return assembled._replace(program=renumber(program))
 
 
-def plan(function: Callable[..., Any] | None = None, *, fuse: bool = True) -> Any:
+def recorded_plan(name: str, assembled: Assembled) -> RecordedPlan:
+    """A plan for inputs of one kind."""
+    inputs = [assembled.registers[k] for k in range(assembled.program.inputs)]
+    return RecordedPlan(name, assembled.program, inputs, assembled.results)
+
+
+def plan(
+    function: Callable[..., Any] | None = None, *, fuse: bool = True, dynamic: bool = False
+) -> Any:
     """Decorator: see `Plan`."""
     if function is None:
-        return functools.partial(plan, fuse=fuse)
-    return Plan(function, fuse)
+        return functools.partial(plan, fuse=fuse, dynamic=dynamic)
+    return Plan(function, fuse, dynamic)
 
 
 def inputs_of(arguments: Sequence[Any]) -> list[torch.Tensor]:

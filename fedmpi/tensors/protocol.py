@@ -20,7 +20,7 @@ from fedmpi.errors import UsageError
 from fedmpi.tensors.assemble import Recorded, assemble
 from fedmpi.tensors.layout import Layout, layout_of
 from fedmpi.tensors.link import Link
-from fedmpi.tensors.plan import fill_outputs, inputs_of, kind_of, optimised
+from fedmpi.tensors.plan import fill_outputs, inputs_of, kind_of, optimised, recorded_plan
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.record import Recorder, stand_in, take_outputs
 from fedmpi.tensors.recorded_plan import RecordedPlan
@@ -187,7 +187,9 @@ def _record(
     function: Callable[..., Any], arguments: Sequence[Any], inputs: Sequence[Any], fuse: bool
 ) -> _Script:
     scene = _Scene()
-    stand_ins: dict[int, Any] = {id(t): stand_in(scene.actor(t.remote.link), t) for t in inputs}
+    stand_ins: dict[int, Any] = {
+        id(t): stand_in(scene.actor(t.remote.link), t, layout_of(t)) for t in inputs
+    }
     places = [_place(stand_ins[id(t)]) for t in inputs]
     with torch.random.fork_rng(devices=[]):
         returned = function(*copy.deepcopy(tuple(arguments), stand_ins))
@@ -221,7 +223,7 @@ def _acts(
         inputs = {key: layouts[actor, key] for key in sorted(used)}
         outputs = [key for key in made if key in needed]
         assembled = assemble(calls, inputs, outputs)
-        plan = optimised(f"part{len(acts)}", assembled, fuse)
+        plan = recorded_plan(f"part{len(acts)}", optimised(assembled, fuse))
         acts.append(Run(actor, plan, list(inputs), outputs))
 
     for position, event in enumerate(events):

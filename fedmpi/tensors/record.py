@@ -19,7 +19,7 @@ from torch import nn
 from fedmpi.errors import UsageError
 from fedmpi.tensors.assemble import Assembled, Recorded, assemble
 from fedmpi.tensors.calls import Known
-from fedmpi.tensors.layout import layout_of
+from fedmpi.tensors.layout import Layout
 from fedmpi.tensors.link import Remote
 from fedmpi.tensors.pointer import PointerTensor
 
@@ -108,7 +108,10 @@ def is_elsewhere(tensor: torch.Tensor) -> bool:
 
 
 def record(
-    function: Callable[..., Any], arguments: Sequence[Any], inputs: Sequence[Leaf]
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    inputs: Sequence[Leaf],
+    layouts: Sequence[Layout],
 ) -> Recording:
     """Runs a function on pointers to nowhere.
 
@@ -116,6 +119,7 @@ def record(
         function: of tensors, modules, optimisers, and containers of them.
         arguments: as it will be called; they are not changed.
         inputs: the tensors among the arguments that become inputs, each once.
+        layouts: that they are to have; their own, or those of another batch size.
 
     Raises:
         UsageError: the function wants to know a value, or leaves new tensors behind in an
@@ -123,8 +127,8 @@ def record(
     """
     recorder = Recorder()
     stand_ins: dict[int, Any] = {}
-    for tensor in inputs:
-        stand_ins[id(tensor)] = stand_in(recorder, tensor)
+    for tensor, there in zip(inputs, layouts, strict=True):
+        stand_ins[id(tensor)] = stand_in(recorder, tensor, there)
     copied = copy.deepcopy(tuple(arguments), stand_ins)
     # The seeds that pointers draw at random operators stay out of the program.
     with torch.random.fork_rng(devices=[]), _as_if_compiling(copied):
@@ -135,7 +139,7 @@ def record(
     _refuse_counting(arguments, copied)
     outputs: list[PointerTensor] = []
     tree = take_outputs(returned, outputs)
-    known = {k + 1: layout_of(t) for k, t in enumerate(inputs)}
+    known = {k + 1: there for k, there in enumerate(layouts)}
     return Recording(assemble(recorder.calls, known, [p.remote.key for p in outputs]), tree)
 
 
@@ -170,8 +174,9 @@ class NewState(Exception):
     """The function put new tensors into an argument: to be run as it is, this time."""
 
 
-def stand_in(recorder: Recorder, tensor: torch.Tensor) -> torch.Tensor:
-    pointer = PointerTensor(recorder.make(), layout_of(tensor))
+def stand_in(recorder: Recorder, tensor: torch.Tensor, there: Layout) -> torch.Tensor:
+    """A pointer to nowhere in place of a tensor."""
+    pointer = PointerTensor(recorder.make(), there)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(pointer, tensor.requires_grad)
     return pointer.requires_grad_(tensor.requires_grad)

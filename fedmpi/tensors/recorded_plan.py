@@ -12,8 +12,9 @@ import torch
 
 from fedmpi.comm.frame import DTYPES, UNREADABLE
 from fedmpi.errors import DataError, FedMPIError, UsageError
+from fedmpi.tensors.batch_size import Growing, Whole
 from fedmpi.tensors.code import code_of
-from fedmpi.tensors.layout import Layout, layout, layout_of
+from fedmpi.tensors.layout import Layout, layout_of
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.pointer import HasLink, PointerTensor
 from fedmpi.workers.operators import is_random, resolve
@@ -43,8 +44,8 @@ class RecordedPlan:
         self,
         name: str,
         program: Program,
-        inputs: Sequence[Layout],
-        results: Sequence[Layout | int],
+        inputs: Sequence[Layout | Growing],
+        results: Sequence[Layout | Growing | int],
     ) -> None:
         self.name = name
         self.signature = program
@@ -71,7 +72,7 @@ class RecordedPlan:
         if len(inputs) != len(self.inputs):
             raise UsageError(f"{self!r} was given {len(inputs)} inputs")
         for k, (given, wanted) in enumerate(zip(inputs, self.inputs, strict=True)):
-            if layout_of(given) is not wanted:
+            if layout_of(given) is not wanted.at(self._size(inputs)):
                 raise UsageError(
                     f"input {k} of plan {self.name} is {_words(wanted)}, not "
                     f"{_words(layout_of(given))}"
@@ -85,12 +86,13 @@ class RecordedPlan:
             self._here = self._here or Replay(self.signature)
             with torch.no_grad():
                 return self._here([t.detach() for t in inputs], (), seed)
+        n = self._size(inputs)
         made: list[torch.Tensor] = []
         keys = []
         for result in self.results:
-            if isinstance(result, Layout):
+            if not isinstance(result, int):
                 remote = link.make()
-                made.append(PointerTensor(remote, result))
+                made.append(PointerTensor(remote, result.at(n)))
                 keys.append(remote.key)
             else:
                 made.append(inputs[result])
@@ -98,6 +100,11 @@ class RecordedPlan:
         pointers = [t.remote.key for t in inputs if isinstance(t, PointerTensor)]
         link.call(self, pointers, [], keys, seed)
         return made
+
+    def _size(self, inputs: Sequence[torch.Tensor]) -> int:
+        """The batch size, which layouts may depend on."""
+        batch = self.signature.batch
+        return inputs[batch].shape[0] if batch != -1 and inputs[batch].dim() else 0
 
     def send(self, worker: HasLink) -> None:
         """Has a worker learn it now, not at the first run."""
@@ -162,18 +169,20 @@ class RecordedPlan:
 class _Written(msgspec.Struct, frozen=True, array_like=True):
     """A layout in a file."""
 
-    shape: list[int]
-    stride: list[int]
-    offset: int
+    shape: list[Whole]
+    stride: list[Whole]
+    offset: Whole
     dtype: str
 
     @classmethod
-    def of(cls, one: Layout) -> _Written:
+    def of(cls, one: Layout | Growing) -> _Written:
         dtype = str(one.dtype).removeprefix("torch.")
         return cls(list(one.shape), list(one.stride), one.offset, dtype)
 
-    def layout(self) -> Layout:
-        return layout(tuple(self.shape), tuple(self.stride), self.offset, DTYPES[self.dtype])
+    def layout(self) -> Layout | Growing:
+        found = Growing(tuple(self.shape), tuple(self.stride), self.offset, DTYPES[self.dtype])
+        numbers = (*found.shape, *found.stride, found.offset)
+        return found.at(0) if all(isinstance(n, int) for n in numbers) else found
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -211,6 +220,7 @@ def place_of(inputs: Sequence[torch.Tensor]) -> Link | None:
     return link
 
 
-def _words(there: Layout) -> str:
+def _words(there: Layout | Growing) -> str:
     dtype = str(there.dtype).removeprefix("torch.")
-    return f"{dtype} {list(there.shape)} with strides {list(there.stride)}"
+    shape = [n if isinstance(n, int) else "n" for n in there.shape]
+    return f"{dtype} [{', '.join(map(str, shape))}] with strides {list(there.stride)}"

@@ -16,7 +16,7 @@ import torch
 
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.workers.operators import drawing
-from fedmpi.workers.signature import Callee, Number, Signature, fill, tensor_slots
+from fedmpi.workers.signature import Callee, Number, Signature, fill
 
 MOST_STEPS = 100_000
 """Of a program; a training step of ResNet-18 has some 700."""
@@ -50,6 +50,8 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
         outputs: registers of the results.
         registers: how many there are.
         nbytes: memory that the outputs take, as the owner reckons.
+        batch: input whose first dimension is the n of {"size": [a, c]}, a * n + c, which may
+            stand for a number among the arguments; -1: none.
     """
 
     signatures: list[Signature]
@@ -59,6 +61,7 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
     outputs: list[int]
     registers: int
     nbytes: int
+    batch: int = -1
 
 
 class Replay:
@@ -87,7 +90,7 @@ class Replay:
         names: dict[str, Any] = {"_drawing": drawing}
         try:
             lines = list(_lines(program, callees, names))
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise ProtocolError(f"a plan with an argument that is not there: {error}") from None
         source = "\n    ".join(["def replay(_given, _seed):", *lines])
         exec(compile(source, "<plan>", "exec"), names)
@@ -118,6 +121,8 @@ def _check(program: Program) -> None:
         if not all(program.inputs <= r < program.registers for r in made):
             raise ProtocolError("a plan writes a register that it does not have")
         known.update(made)
+    if not -1 <= program.batch < program.inputs:
+        raise ProtocolError(f"a plan has no input {program.batch}")
     if not known.issuperset(program.outputs) or not set(program.written) <= set(
         range(program.inputs)
     ):
@@ -139,6 +144,8 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     """The body of the function; what it names that is not a register goes into `names`."""
     if program.inputs:
         yield "".join(f"r{k}, " for k in range(program.inputs)) + "= _given"
+    if program.batch != -1:
+        yield f"n = r{program.batch}.shape[0]"
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
@@ -179,12 +186,23 @@ def _keyword(name: str, callee: Callee) -> str:
     return name
 
 
+def _is_constant(argument: Any) -> bool:
+    if isinstance(argument, list):
+        return all(_is_constant(a) for a in argument)
+    return not (isinstance(argument, dict) and argument.keys() & {"tensor", "size"})
+
+
 def _text(argument: Any, step: Step, names: dict[str, Any]) -> str:
     """An argument as it stands in the function: a register, a list, or a named constant."""
-    if isinstance(argument, list) and tensor_slots(argument):
+    if isinstance(argument, list) and not _is_constant(argument):
         return "[" + ", ".join(_text(a, step, names) for a in argument) + "]"
     if isinstance(argument, dict) and "tensor" in argument:
         return f"r{step.tensors[argument['tensor']]}"
+    if isinstance(argument, dict) and "size" in argument:
+        a, c = argument["size"]
+        if type(a) is not int or type(c) is not int:
+            raise ProtocolError(f"an argument {argument!r:.80}")
+        return f"({a} * n + {c})"
     name = f"k{len(names)}"
     names[name] = fill(argument)((), step.numbers)
     return name

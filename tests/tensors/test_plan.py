@@ -416,3 +416,49 @@ def test_an_accepted_plan_tells_what_it_makes_of_private_rows(alice: RemoteWorke
         x.get()
     with pytest.raises(RemoteError, match="private"):
         (found + x).get()
+
+
+def test_one_program_serves_all_batch_sizes(alice: RemoteWorker, tmp_path: Path) -> None:
+    ran = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        ran.append(1)
+        return train(*arguments)
+
+    plan = fedmpi.plan(counted, dynamic=True)
+    there, here = alice.send(cnn()), cnn()
+    optimizer_there = torch.optim.SGD(there.parameters(), lr=0.1)
+    optimizer_here = torch.optim.SGD(here.parameters(), lr=0.1)
+    for n in (8, 5, 2, 8, 30):
+        x, y = torch.randn(n, 12), torch.randint(0, 3, (n,))
+        loss = plan(there, optimizer_there, alice.send(x), alice.send(y))
+        torch.testing.assert_close(loss.get(), train(here, optimizer_here, x, y))
+    assert len(ran) == 3  # at three sizes, before the first call
+    x, y = (alice.send(t) for t in batches(1)[0])
+    assert "n = input" in plan.code(there, optimizer_there, x, y)
+    plan.record(there, optimizer_there, x, y).save(tmp_path / "any.plan")
+    loaded = fedmpi.RecordedPlan.load(tmp_path / "any.plan")
+    assert loaded.code() == plan.code(there, optimizer_there, x, y)
+    state = [*there.parameters(), *there.buffers()]
+    [loss] = loaded(*state, alice.send(torch.randn(4, 12)), alice.send(torch.tensor([0, 1, 2, 0])))
+    assert loss.get().isfinite()
+
+
+def test_shapes_follow_the_batch_size(alice: RemoteWorker) -> None:
+    @fedmpi.plan(dynamic=True)
+    def shapes(x: torch.Tensor) -> list[torch.Tensor]:
+        return [x.t(), x.reshape(-1), torch.cat([x, x])[1:], x @ x.t(), x.mean()]
+
+    for n in (2, 3, 7, 1, 0):
+        x = torch.randn(n, 4)
+        for found, expected in zip(shapes(alice.send(x)), shapes.function(x), strict=True):
+            assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+            torch.testing.assert_close(found.get(), expected, equal_nan=True)
+
+
+def test_another_dependence_on_the_batch_size_is_refused(alice: RemoteWorker) -> None:
+    x = alice.send(torch.ones(4, 2))
+    functions = (lambda t: t * (1 / len(t)), lambda t: t.sum() if len(t) > 4 else t.sum() + 1)
+    for function in functions:
+        with pytest.raises(UsageError, match="for all batch sizes"):
+            fedmpi.plan(function, dynamic=True)(x)
