@@ -211,7 +211,14 @@ def _call(
         # Before the operator runs: one that fails halfway has written too.
         for slot in (*callee.written, *_written_undeclared(callee)):
             objects.make_private(call.tensors[slot])
-    results = _flat(callee(operands, call.numbers, call.seed))
+    versions = [operand._version for operand in operands] if private else []
+    try:
+        results = _flat(callee(operands, call.numbers, call.seed))
+    finally:
+        # PyTorch counts what is written, through views and inside a plan too.
+        for key, operand, version in zip(call.tensors, operands, versions, strict=False):
+            if operand._version != version:
+                objects.make_private(key)
     if len(results) != len(call.results):
         raise ProtocolError(f"{callee.name} has {len(results)} results, not {len(call.results)}")
     for key, result in zip(call.results, results, strict=True):

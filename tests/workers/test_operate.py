@@ -284,6 +284,23 @@ OPERATORS = """
     _foreach_add_.Scalar native_batch_norm std.correction _to_copy expand unbind.int
     os.system from_file resize_ aten::from_file add.Nothing add. .add set_ __class__
 """
+
+
+def test_a_plan_that_does_not_say_what_it_writes_cannot_reveal_private_tensors() -> None:
+    select, copy = Signature("select.int", [X, 0, 0], {}, 0), Signature("copy_", [X, Y], {}, 0)
+    straight = Program([copy], [Step(0, [0, 1], [], [-1])], 2, [], [0], 2, 0)
+    through_views = Program(
+        [select, copy],
+        [Step(0, [0], [], [2]), Step(0, [1], [], [3]), Step(1, [2, 3], [], [-1])],
+        *(2, [], [2], 4, 0),
+    )
+    for program in (straight, through_views):
+        with two_workers() as crew:
+            crew.tell(1, Operate([(0, program)], [Call(1, 0, [1, 2], [], [0])], []))
+            assert failure(crew) == ""
+            assert private(crew) == {1, 2}
+
+
 names = st.sampled_from(OPERATORS.split()) | st.text(max_size=10)
 integers = st.integers(-3, 5) | st.sampled_from([HUGE, 2**63 - 1, 2**63, 2**64 - 1, -(2**63)])
 floats = st.sampled_from([0.5, -1.0, 0.0, float("nan"), float("inf"), 1e308])
