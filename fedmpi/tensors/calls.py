@@ -214,6 +214,8 @@ def _infer(
     places = _places_of_written(operator, wire, named)
     returned = operator._schema.returns
     written = [r.alias_info is not None and r.alias_info.is_write for r in returned]
+    # A backward kernel leaves out what its mask does not ask for; its fake may not.
+    wanted = _output_mask(operator, arguments, keywords)
     fixed: list[Result] = []
     for position, one in enumerate(results):
         if len(returned) == len(results) and written[position]:
@@ -224,6 +226,8 @@ def _infer(
                     f"{list(walked.tensors[place].shape)}: the shape of a pointer is fixed"
                 )
             fixed.append(place)
+        elif wanted and not wanted[position]:
+            fixed.append(None)
         else:
             fixed.append(layout_of(one) if isinstance(one, torch.Tensor) else None)
     views = any(r.alias_info is not None for r in returned)
@@ -235,6 +239,16 @@ def _infer(
         shape,
         is_random(operator),
     )
+
+
+def _output_mask(
+    operator: OpOverload, arguments: Sequence[Any], keywords: dict[str, Any]
+) -> Sequence[bool]:
+    """Which results a backward operator is asked for; empty if it is not one of those."""
+    names = (a.name for a in operator._schema.arguments)
+    given = dict(zip(names, arguments, strict=False)) | keywords
+    mask: Sequence[bool] = given.get("output_mask", ())
+    return mask
 
 
 def _values_wanted(name: str) -> UsageError:

@@ -47,6 +47,10 @@ class PointerTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, remote: Remote, there: Layout) -> PointerTensor:
+        if torch.is_inference_mode_enabled():
+            # An inference tensor cannot be the view of a pointer from before.
+            with torch.inference_mode(False):
+                return cls.__new__(cls, remote, there)
         pointer: PointerTensor = torch.Tensor._make_wrapper_subclass(
             cls, there.shape, there.stride, there.offset, dtype=there.dtype
         )

@@ -125,7 +125,8 @@ _LISTED = {
         _upsample_bilinear2d_aa_backward
     """,
     "activation": """
-        _safe_softmax _scaled_dot_product_flash_attention_for_cpu
+        _safe_softmax _transformer_encoder_layer_fwd _native_multi_head_attention
+        _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention_for_cpu_backward celu celu_ _log_softmax
         _log_softmax_backward_data _prelu_kernel _prelu_kernel_backward _softmax
         _softmax_backward_data elu elu_ elu_backward gelu gelu_ gelu_backward glu glu_backward
@@ -153,7 +154,7 @@ _LISTED = {
         _foreach_addcmul_ _foreach_copy_ _foreach_div _foreach_div_ _foreach_lerp _foreach_lerp_
         _foreach_maximum_ _foreach_mul _foreach_mul_ _foreach_neg _foreach_neg_ _foreach_norm
         _foreach_pow _foreach_reciprocal_ _foreach_sqrt _foreach_sqrt_ _foreach_sub _foreach_sub_
-        _foreach_zero_
+        _foreach_zero_ _fused_adam_ _fused_adamw_ _fused_sgd_
     """,
 }
 

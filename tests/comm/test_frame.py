@@ -49,6 +49,11 @@ def test_small_tensors_lie_in_the_header_and_others_in_their_own_memory(dtype) -
     assert msgspec.msgpack.decode(header.message, type=Note) == Note()
 
 
+def test_a_single_element_of_any_stride_is_sent() -> None:
+    note, _ = encode(Note(), [torch.tensor(1.5).expand(1, 1)])
+    assert decode(note).inline == as_bytes(torch.tensor(1.5)).numpy().tobytes()
+
+
 def test_what_a_parameter_holds_is_sent_without_its_gradient() -> None:
     weight = torch.nn.Parameter(torch.randn(3, 2000))
     (weight.sum() * 2).backward()

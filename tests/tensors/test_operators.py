@@ -233,7 +233,7 @@ def test_an_operator_gives_the_same_on_a_worker(worker: RemoteWorker, name: str)
         check_sample(worker, op.op, sample, alike)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [name for name in REFUSED if name in ENTRIES])
 def test_what_cannot_run_on_a_worker_is_refused_in_words(worker: RemoteWorker, name: str) -> None:
     op = ENTRIES[name]
     refusals = []
@@ -510,11 +510,51 @@ def test_a_shape_that_is_changed_in_place_is_the_pointers_too(worker: RemoteWork
         p.resize_(2)
 
 
-def test_programs_run_in_inference_mode_too(worker: RemoteWorker) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU())
-    x, there = numbers(5, 4), worker.send(model)
-    with torch.inference_mode():
-        assert same(there(worker.send(x)).reshape(-1).get(), model(x).reshape(-1))
+MODULES: dict[str, tuple[torch.nn.Module, int]] = {
+    "attention": (torch.nn.MultiheadAttention(8, 2), 3),
+    "encoder": (torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0), 1),
+    "fused attention": (torch.nn.MultiheadAttention(8, 2, batch_first=True), 3),
+    "fused encoder": (torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1),
+    "linear": (torch.nn.Linear(8, 3), 1),
+    "normalised": (torch.nn.BatchNorm1d(5), 1),
+}
+"""With how many inputs; the fused ones are one operator, if they need no gradients."""
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_evaluated_without_gradients(
+    worker: RemoteWorker, name: str, mode: Callable[[], Any]
+) -> None:
+    module, inputs = MODULES[name]
+    x = numbers(2, 5, 8)
+    there, sent = worker.send(module.eval()), worker.send(x)
+    with mode():
+        here = tree_leaves(module(*[x] * inputs))[0]
+        result = tree_leaves(there(*[sent] * inputs))[0]
+        assert close(here.transpose(0, 1), result.transpose(0, 1).get())
+
+
+def test_a_gradient_that_nobody_asked_for_stays_away(worker: RemoteWorker) -> None:
+    module, x = torch.nn.BatchNorm1d(5), numbers(2, 5, 8)
+    there = worker.send(module)
+    for m, data in ((module, x), (there, worker.send(x))):
+        m(data).square().sum().backward()
+    assert same(module.weight.grad, there.weight.grad.get())
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD"])
+def test_fused_optimisers_take_the_same_steps_on_a_worker(
+    worker: RemoteWorker, optimizer: str
+) -> None:
+    module, x = torch.nn.Linear(8, 3), numbers(5, 8)
+    there = worker.send(module)
+    for m, data in ((module, x), (there, worker.send(x))):
+        steps = getattr(torch.optim, optimizer)(m.parameters(), lr=0.1, fused=True)
+        for _ in range(3):
+            m(data).square().sum().backward()
+            steps.step()
+    assert same(module.weight.detach(), there.weight.detach().get())
 
 
 def test_complex_numbers_are_conjugated_on_a_worker(worker: RemoteWorker) -> None:
@@ -525,7 +565,8 @@ def test_complex_numbers_are_conjugated_on_a_worker(worker: RemoteWorker) -> Non
 
 
 def test_every_listed_operator_was_called() -> None:
-    covered = called & set(LISTED)
-    print(f"{len(covered)} of {len(LISTED)} listed operators ran on a worker")
+    listed = {name for name in LISTED if hasattr(aten, name)}  # not all PyTorch has them all
+    covered = called & listed
+    print(f"{len(covered)} of {len(listed)} listed operators ran on a worker")
     assert len(covered) >= 250
-    assert sorted(set(LISTED) - covered) == []
+    assert sorted(listed - covered) == []
