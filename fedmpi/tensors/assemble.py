@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fedmpi.tensors.calls import Known
 from fedmpi.tensors.layout import Layout
 from fedmpi.workers.program import Program, Step
-from fedmpi.workers.signature import Callee, Number
+from fedmpi.workers.signature import Number
 
 
 class Recorded(NamedTuple):
@@ -53,16 +53,10 @@ def assemble(
     """
     register = {key: k for k, key in enumerate(inputs)}
     layouts = dict(enumerate(inputs.values()))
-    # A view looks at the memory of its first tensor: who writes into it writes there.
-    root = {k: k for k in layouts}
     position: dict[Known, int] = {}
     steps = []
-    written: set[int] = set()
     for known, tensors, numbers, results in calls:
-        callee = Callee(known.signature)
         read = [register[key] for key in tensors]
-        written.update(root[read[slot]] for slot in callee.written)
-        is_view = any(r.alias_info is not None for r in callee.operator._schema.returns)
         made = []
         for key, there in zip(results, known.results, strict=True):
             if not isinstance(there, Layout):
@@ -70,7 +64,6 @@ def assemble(
                 continue
             new = register.setdefault(key, len(register))
             layouts[new] = there
-            root[new] = root[read[0]] if is_view else new
             made.append(new)
         steps.append(Step(position.setdefault(known, len(position)), read, numbers, made))
     wanted = [register[key] for key in outputs]
@@ -79,7 +72,6 @@ def assemble(
         signatures=[known.signature for known in position],
         steps=steps,
         inputs=len(inputs),
-        written=sorted(k for k in written if k < len(inputs)),
         outputs=wanted,
         registers=len(register),
         nbytes=sum(one.nbytes() for one in results_of if isinstance(one, Layout)),

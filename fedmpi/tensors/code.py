@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedmpi.workers.program import Program, Step, last_uses
+from fedmpi.workers.program import Program, Step, last_uses, written_inputs
 
 
 def code_of(program: Program, name: str = "plan") -> str:
@@ -14,39 +14,36 @@ def code_of(program: Program, name: str = "plan") -> str:
         program: as it is sent to a worker.
         name: of the function.
     """
-    inputs = [_name(k, program) for k in range(program.inputs)]
+    states = written_inputs(program)
+    names = {k: f"state{k}" if k in states else f"input{k}" for k in range(program.inputs)}
+    names |= {k: f"t{k}" for k in range(program.inputs, program.registers)}
+    inputs = [names[k] for k in range(program.inputs)]
     lines = [f"def {name}({', '.join(inputs)}):"]
     if program.batch != -1:
-        lines.append(f"    n = {_name(program.batch, program)}.shape[0]")
+        lines.append(f"    n = {names[program.batch]}.shape[0]")
     for step, dying in zip(program.steps, last_uses(program), strict=True):
         signature = program.signatures[step.signature]
-        arguments = [_text(a, step, program) for a in signature.arguments]
-        arguments += [f"{k}={_text(a, step, program)}" for k, a in signature.keywords.items()]
-        results = [_name(r, program) if r != -1 else "_" for r in step.results]
+        arguments = [_text(a, step, names) for a in signature.arguments]
+        arguments += [f"{k}={_text(a, step, names)}" for k, a in signature.keywords.items()]
+        results = [names[r] if r != -1 else "_" for r in step.results]
         left = f"{', '.join(results)} = " if any(r != "_" for r in results) else ""
-        freed = [_name(k, program) for k in dying if k not in step.results]
+        freed = [names[k] for k in dying if k not in step.results]
         comment = f"  # frees {', '.join(freed)}" if freed else ""
         lines.append(f"    {left}{signature.operator}({', '.join(arguments)}){comment}")
-    lines.append(f"    return {', '.join(_name(k, program) for k in program.outputs)}")
+    lines.append(f"    return {', '.join(names[k] for k in program.outputs)}")
     return "\n".join(lines)
 
 
-def _name(register: int, program: Program) -> str:
-    if register >= program.inputs:
-        return f"t{register}"
-    return f"state{register}" if register in program.written else f"input{register}"
-
-
-def _text(argument: Any, step: Step, program: Program) -> str:
+def _text(argument: Any, step: Step, names: dict[int, str]) -> str:
     if isinstance(argument, list):
-        return "[" + ", ".join(_text(a, step, program) for a in argument) + "]"
+        return "[" + ", ".join(_text(a, step, names) for a in argument) + "]"
     if isinstance(argument, dict):
         [(kind, value)] = argument.items()
         if kind == "size":
             a, c = value
             return f"{a if a != 1 else ''}{' * ' if a != 1 else ''}n{f' + {c}' if c else ''}"
         if kind == "tensor":
-            return _name(step.tensors[value], program)
+            return names[step.tensors[value]]
         if kind == "number":
             return repr(step.numbers[value])
         if kind == "scalar":

@@ -7,8 +7,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol, TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -49,7 +49,7 @@ class Learnt(Protocol):
 class Remote:
     """One object on a worker; it is deleted there after the last of these has died here."""
 
-    __slots__ = ("__weakref__", "key", "link")
+    __slots__ = ("key", "link")
 
     def __init__(self, link: Link, key: int) -> None:
         self.link = link
@@ -57,7 +57,7 @@ class Remote:
 
     def __del__(self) -> None:
         # No message from here: this may run in the middle of anything.
-        self.link.dead.append(self.key)
+        self.link.release(self.key)
 
 
 class Link:
@@ -83,24 +83,31 @@ class Link:
         self._since = 0.0
         self._made = 0
         self._last_key = 0
-        self._handles: WeakValueDictionary[int, Remote] = WeakValueDictionary()
+        self._users: dict[int, int] = {}
         self._lines: deque[tuple[str, int]] = deque(maxlen=LINES_KEPT)
 
     def make(self) -> Remote:
         """A handle with a new id, for an object that is about to be."""
         self._last_key += 1
-        return self.adopt(self._last_key)
+        self._users[self._last_key] = 1
+        return Remote(self, self._last_key)
 
     def peer(self, link: Link) -> Link:
         """What stands for another worker's link: while a protocol is recorded, not itself."""
         return link
 
     def adopt(self, key: int) -> Remote:
-        """A handle for an object that the worker has already: the one there is, or a new one."""
-        found = self._handles.get(key)
-        if found is None:
-            found = self._handles[key] = Remote(self, key)
-        return found
+        """One more handle for an object that the worker has already."""
+        self._users[key] = self._users.get(key, 0) + 1
+        return Remote(self, key)
+
+    def release(self, key: int) -> None:
+        """One handle less; with the last one the object is to be deleted."""
+        users = self._users.pop(key) - 1
+        if users:
+            self._users[key] = users
+        else:
+            self.dead.append(key)
 
     def call(
         self,
@@ -207,6 +214,11 @@ class Link:
 def _line_of_the_script() -> tuple[str, int]:
     """The innermost line that is neither PyTorch's nor FedMPI's."""
     frame = sys._getframe(2)
-    while frame.f_code.co_filename.startswith(_INSIDE) and frame.f_back is not None:
+    while _is_inside(frame.f_code.co_filename) and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
+
+
+@cache
+def _is_inside(file: str) -> bool:
+    return file.startswith(_INSIDE)

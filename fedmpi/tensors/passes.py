@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from fedmpi.tensors.layout import Layout
-from fedmpi.workers.program import Program, Step
+from fedmpi.workers.program import Program, Step, roots
 from fedmpi.workers.signature import Callee, Signature
 
 _ADDMM = Signature(
@@ -47,20 +47,14 @@ class _Facts:
 
 def _facts(program: Program) -> _Facts:
     callees = [Callee(signature) for signature in program.signatures]
-    root = {k: k for k in range(program.inputs)}
+    root = roots(program, callees)
     made_by: dict[int, int] = {}
     reads = Counter(program.outputs)
     writes = []
     for position, step in enumerate(program.steps):
-        callee = callees[step.signature]
         reads.update(step.tensors)
-        writes.append({root[step.tensors[slot]] for slot in callee.written})
-        is_view = any(r.alias_info is not None for r in callee.operator._schema.returns)
-        for register in step.results:
-            if register != -1:
-                made_by[register] = position
-                # A view looks at the memory of its first tensor.
-                root[register] = root[step.tensors[0]] if is_view else register
+        writes.append({root[step.tensors[slot]] for slot in callees[step.signature].written})
+        made_by |= {register: position for register in step.results if register != -1}
     return _Facts(made_by, reads, root, writes)
 
 

@@ -51,9 +51,11 @@ class Recorder:
     rank = "of a plan"
 
     def __init__(self) -> None:
-        self.dead: list[int] = []
         self.made = 0
         self.calls: list[Recorded] = []
+
+    def release(self, key: int) -> None:
+        """Nothing to delete: nothing was made."""
 
     def make(self) -> Remote:
         self.made += 1

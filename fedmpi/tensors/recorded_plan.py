@@ -18,7 +18,7 @@ from fedmpi.tensors.layout import Layout, layout_of
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.pointer import HasLink, PointerTensor
 from fedmpi.workers.operators import is_random, resolve
-from fedmpi.workers.program import Program, Replay
+from fedmpi.workers.program import Program, Replay, written_inputs
 
 FORMAT, VERSION = "fedmpi plan", 1
 
@@ -51,7 +51,7 @@ class RecordedPlan:
         self.signature = program
         self.inputs = tuple(inputs)
         self.results = tuple(results)
-        self.states = tuple(program.written)
+        self.states = tuple(written_inputs(program))
         # Known operators count from 0 up, plans from -1 down.
         self.number = -next(_numbers)
         self._random = any(is_random(resolve(s.operator)) for s in program.signatures)

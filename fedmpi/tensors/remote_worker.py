@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
 
@@ -17,7 +18,7 @@ from fedmpi.tensors.modules import with_tensors
 from fedmpi.tensors.pointer import PointerTensor, point
 from fedmpi.tensors.recorded_plan import RecordedPlan
 from fedmpi.tensors.shards import ShardPointers, load_shards
-from fedmpi.workers.operate import Accept, Described, Found, Limit, Look, Put
+from fedmpi.workers.operate import Accept, Described, Found, Introduce, Introduced, Limit, Look, Put
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -133,6 +134,12 @@ class RemoteWorker:
         """Memory that the worker's objects take together."""
         found, _ = self.link.ask(Look([]), Found)
         return found.nbytes
+
+    @cached_property
+    def host(self) -> str:
+        """Name of the node that the worker runs on; asked for once."""
+        introduced, _ = self.link.ask(Introduce(), Introduced)
+        return introduced.host
 
     def clear(self) -> None:
         """Deletes all objects; pointers to them stand for nothing from here on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,6 +150,16 @@ class Threads(Command, frozen=True):
     threads: int
 
 
+class Introduce(Command, frozen=True):
+    """Say on which machine you are."""
+
+
+class Introduced(Reply, frozen=True):
+    """The name of the worker's node."""
+
+    host: str
+
+
 class Wait(Command, frozen=True):
     """Answer when all before it is done."""
 
@@ -209,7 +220,7 @@ def _call(
     accepted = isinstance(callee, Replay) and callee.accepted
     if private:
         # Before the operator runs: one that fails halfway has written too.
-        for slot in (*callee.written, *_written_undeclared(callee)):
+        for slot in callee.written:
             objects.make_private(call.tensors[slot])
     versions = [operand._version for operand in operands] if private else []
     try:
@@ -224,15 +235,6 @@ def _call(
     for key, result in zip(call.results, results, strict=True):
         if key:
             objects.put(key, result, private=private and not accepted)
-
-
-def _written_undeclared(callee: Callee | Replay) -> list[int]:
-    """Tensor slots of what batch norm updates, of which its schema says nothing."""
-    batch_norm = torch.ops.aten.native_batch_norm.default
-    if isinstance(callee, Replay) or callee.operator is not batch_norm:
-        return []
-    running = callee.signature.arguments[3:5]
-    return [argument["tensor"] for argument in running if argument is not None]
 
 
 def _flat(result: Any) -> Sequence[Any]:
@@ -359,6 +361,12 @@ def use_threads(worker: Worker, command: Threads, tensors: list[torch.Tensor]) -
     """Of this rank, or of this thread where the workers are threads."""
     torch.set_num_threads(command.threads)
     return Done()
+
+
+@handles(Introduce, replies=True)
+def introduce(worker: Worker, command: Introduce, tensors: list[torch.Tensor]) -> Introduced:
+    """As the node calls itself."""
+    return Introduced(socket.gethostname())
 
 
 @handles(Wait, replies=True)

@@ -70,7 +70,7 @@ _LISTED = {
         diagonal_scatter as_strided_scatter embedding embedding_dense_backward embedding_renorm_
         _embedding_bag _embedding_bag_backward _embedding_bag_forward_only
         _embedding_bag_per_sample_weights_backward masked_scatter_backward nonzero_static
-        _index_put_impl_ _unsafe_masked_index _unsafe_masked_index_put_accumulate
+        _index_put_impl_
     """,
     "shape": """
         _unsafe_view as_strided block_diag cat clone constant_pad_nd diag_embed diagonal

@@ -46,7 +46,6 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
         signatures: that the steps name by position.
         steps: in order.
         inputs: how many.
-        written: inputs that are changed in place.
         outputs: registers of the results.
         registers: how many there are.
         nbytes: memory that the outputs take, as the owner reckons.
@@ -57,7 +56,6 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
     signatures: list[Signature]
     steps: list[Step]
     inputs: int
-    written: list[int]
     outputs: list[int]
     registers: int
     nbytes: int
@@ -82,10 +80,10 @@ class Replay:
 
     def __init__(self, program: Program) -> None:
         self.nbytes = program.nbytes
-        self.written = program.written
         self.accepted = False
         self._inputs = program.inputs
         _check(program)
+        self.written = written_inputs(program)
         callees = [Callee(signature) for signature in program.signatures]
         names: dict[str, Any] = {"_drawing": drawing}
         try:
@@ -123,10 +121,34 @@ def _check(program: Program) -> None:
         known.update(made)
     if not -1 <= program.batch < program.inputs:
         raise ProtocolError(f"a plan has no input {program.batch}")
-    if not known.issuperset(program.outputs) or not set(program.written) <= set(
-        range(program.inputs)
-    ):
+    if not known.issuperset(program.outputs):
         raise ProtocolError("a plan returns a register that is never written")
+
+
+def roots(program: Program, callees: Sequence[Callee]) -> dict[int, int]:
+    """Register to the one whose memory it looks at: itself, unless it is a view."""
+    found = {k: k for k in range(program.inputs)}
+    for step in program.steps:
+        returned = callees[step.signature].operator._schema.returns
+        is_view = any(r.alias_info is not None for r in returned)
+        for register in step.results:
+            if register != -1:
+                # A view looks at the memory of its first tensor.
+                is_view = is_view and bool(step.tensors)
+                found[register] = found[step.tensors[0]] if is_view else register
+    return found
+
+
+def written_inputs(program: Program) -> list[int]:
+    """Inputs that the steps change in place, through views too."""
+    callees = [Callee(signature) for signature in program.signatures]
+    root = roots(program, callees)
+    found = {
+        root[step.tensors[slot]]
+        for step in program.steps
+        for slot in callees[step.signature].written
+    }
+    return sorted(k for k in found if k < program.inputs)
 
 
 def last_uses(program: Program) -> list[list[int]]:

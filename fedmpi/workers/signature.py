@@ -34,6 +34,8 @@ MEMORY_FORMATS = {
         torch.channels_last_3d,
     )
 }
+WRITES_UNDECLARED = {"native_batch_norm": ("running_mean", "running_var")}
+"""Arguments that an operator changes in place without saying so."""
 DEEPEST = 4
 """Lists in lists of an argument; ATen knows two levels."""
 
@@ -72,6 +74,7 @@ class Callee:
     """
 
     def __init__(self, signature: Signature) -> None:
+        signature = _checked(signature)
         self.signature = signature
         self.name = signature.operator
         self.nbytes = signature.nbytes
@@ -81,6 +84,7 @@ class Callee:
         given = dict(zip((a.name for a in declared), signature.arguments, strict=False))
         given |= signature.keywords
         writes = [a.name for a in declared if a.alias_info and a.alias_info.is_write]
+        writes += WRITES_UNDECLARED.get(signature.operator, ())
         self.written = tensor_slots([given[name] for name in writes if name in given])
         self.unfilled = leaves_memory_as_found(self.operator)
         # Most arguments are constants or one tensor each: only the slots are filled per call.
@@ -105,6 +109,14 @@ class Callee:
         else:
             result = call(*arguments)
         return result.zero_() if self.unfilled else result
+
+
+def _checked(signature: Signature) -> Signature:
+    """With checked indices: autograd trusts those of the forward pass, but a message may lie."""
+    if signature.operator != "_index_put_impl_":
+        return signature
+    keywords = {name: a for name, a in signature.keywords.items() if name != "unsafe"}
+    return msgspec.structs.replace(signature, arguments=signature.arguments[:4], keywords=keywords)
 
 
 def _has_slot(argument: Any) -> bool:

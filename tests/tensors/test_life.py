@@ -45,13 +45,13 @@ def test_temporaries_cost_no_messages_of_their_own_and_leave_nothing(
     monkeypatch.setattr("fedmpi.tensors.link.PATIENCE", 60.0)
     with fedmpi.simulate(1) as (alice,):
         x = alice.send(torch.ones(2))
-        before = (len(alice.objects()), alice.nbytes(), len(alice.link._handles))
+        before = (len(alice.objects()), alice.nbytes(), len(alice.link._users))
         with counted_messages(alice) as sent:
             for _ in range(number):
                 x + 1
         assert 0 <= sent[0] - number / BATCH <= 2  # the last that died, and the wait
         alice.wait()
-        assert (len(alice.objects()), alice.nbytes(), len(alice.link._handles)) == before
+        assert (len(alice.objects()), alice.nbytes(), len(alice.link._users)) == before
 
 
 def test_what_has_died_makes_room_for_the_next_result() -> None:
@@ -70,7 +70,7 @@ def test_objects_are_found_by_their_tags(world: World) -> None:
         x = worker.send(rows, tags=["#x", "#train"], description="two rows")
         y = worker.send(torch.ones(2, dtype=torch.int64), tags=["#y", "#train"])
         both = worker.search("#train")
-        assert [p.remote for p in both] == [x.remote, y.remote]
+        assert [p.remote.key for p in both] == [x.remote.key, y.remote.key]
         assert worker.search("#x", "#y") == []
         [found] = worker.search("#x", "#train")
         del x, both

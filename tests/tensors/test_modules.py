@@ -130,7 +130,7 @@ def owned(worker: RemoteWorker) -> tuple[int, ...]:
     link = worker.link
     worker.wait()
     worker.wait()  # the dead of the first wait are gone with the second
-    return (len(worker.objects()), worker.nbytes(), len(link._handles), len(calls._known))
+    return (len(worker.objects()), worker.nbytes(), len(link._users), len(calls._known))
 
 
 def steps(worker: RemoteWorker, number: int) -> Callable[[], None]:

@@ -27,6 +27,7 @@ from fedmpi.tensors.pointer import PointerTensor, issue
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.workers.operators import LISTED, is_random, leaves_memory_as_found
 from fedmpi.workers.signature import Callee
+from tests.launch import ROOT
 
 SAMPLES = 3
 DTYPES = (torch.float32, torch.int64, torch.bool, torch.complex64)
@@ -194,7 +195,9 @@ REFUSED = {
     "quantile": HERE,
     "svd_lowrank": HERE,
     "unravel_index": HERE,
-    # Memory, formats and libraries of another kind.
+    # Memory, formats and libraries of another kind, and indices that nobody checks.
+    "_unsafe_masked_index": UNLISTED,
+    "_unsafe_masked_index_put_accumulate": UNLISTED,
     "nn.functional.linear_cross_entropy.chunked": UNLISTED,
     "nn.functional.linear_cross_entropy.chunked_none": UNLISTED,
     "resize_": UNLISTED,
@@ -570,3 +573,22 @@ def test_every_listed_operator_was_called() -> None:
     print(f"{len(covered)} of {len(listed)} listed operators ran on a worker")
     assert len(covered) >= 250
     assert sorted(listed - covered) == []
+
+
+def test_the_documentation_lists_every_operator() -> None:
+    """What a refusal points to; `python -m tests.tensors.test_operators` prints the section."""
+    assert (ROOT / "docs" / "tensors.md").read_text().endswith(documentation())
+
+
+def documentation() -> str:
+    """The operators by group, as they stand at the end of docs/tensors.md."""
+    groups: dict[str, list[str]] = {}
+    for name, group in LISTED.items():
+        groups.setdefault(group, []).append(name)
+    lines = ["| group | operators |", "| --- | --- |"]
+    lines += [f"| {group} | `{' '.join(sorted(names))}` |" for group, names in groups.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

@@ -334,7 +334,6 @@ def program(**changes: Any) -> Program:
         "signatures": [Signature("relu", [{"tensor": 0}], {}, 0)],
         "steps": [Step(0, [0], [], [1])],
         "inputs": 1,
-        "written": [],
         "outputs": [1],
         "registers": 2,
         "nbytes": 8,
@@ -359,7 +358,6 @@ def program(**changes: Any) -> Program:
         {"outputs": [3]},
         {"inputs": 10**12, "registers": 10**12},
         {"inputs": -1},
-        {"written": [4]},
     ],
 )
 def test_a_hostile_program_is_refused(alice: RemoteWorker, changes: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ COMMANDS: list[Command] = [
     operate.Clear(),
     operate.Limit(2**40),
     operate.Threads(2),
+    operate.Introduce(),
     operate.Wait(),
     LoadShard("data/x", [1, 2, 3, 4], True, True),
 ]
