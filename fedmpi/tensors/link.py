@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Reply)
 
 BATCH = 32
 """Calls that travel in one frame at most."""
-PATIENCE = 200e-6
+PATIENCE = 1e-3
 """Seconds that a call waits for company, if other calls come."""
 LINES_KEPT = 2**16
 """Calls of which the owner still knows the script's line when they fail."""

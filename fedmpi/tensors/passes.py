@@ -4,6 +4,7 @@
 - `fuse_updates`: a weight gradient that only feeds its own update is never stored: the two
   become one in-place GEMM, `w.addmm_(dy.t(), x, alpha=-lr)`. The sum is rounded once instead
   of twice, so that results differ from the unfused ones within float rounding.
+- `merge_views`: a sum that keeps a dimension only to lose it to a view loses it at once.
 - `drop_dead`: operators whose results nobody reads.
 """
 
@@ -152,6 +153,31 @@ def _alpha(program: Program, step: Step) -> float | int | None:
     if isinstance(alpha, dict):
         return step.numbers[alpha["number"]] if "number" in alpha else None
     return alpha if isinstance(alpha, int) else None
+
+
+def merge_views(program: Program, layouts: dict[int, Layout]) -> Program:
+    """A sum that keeps a dimension only to lose it to a view loses it at once."""
+    facts = _facts(program)
+    signatures = list(program.signatures)
+    steps = list(program.steps)
+    for position, step in enumerate(program.steps):
+        view = program.signatures[step.signature]
+        maker = facts.made_by.get(step.tensors[0]) if view.operator == "view" else None
+        if maker is None or facts.reads[step.tensors[0]] != 1:
+            continue
+        made = program.steps[maker]
+        summed = program.signatures[made.signature]
+        if summed.operator != "sum.dim_IntList" or summed.arguments[2:] != [True]:
+            continue
+        whole, lost = layouts[made.tensors[0]].shape, summed.arguments[1]
+        if view.arguments[1] != [n for k, n in enumerate(whole) if k not in lost]:
+            continue
+        signatures.append(msgspec.structs.replace(summed, arguments=summed.arguments[:2]))
+        steps[maker] = msgspec.structs.replace(
+            made, signature=len(signatures) - 1, results=step.results
+        )
+        steps[position] = msgspec.structs.replace(step, results=[-1])
+    return msgspec.structs.replace(program, signatures=signatures, steps=steps)
 
 
 def drop_dead(program: Program) -> Program:

@@ -17,6 +17,7 @@ those that it changes in place live on the worker and are its states.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from fedmpi.tensors.assemble import Assembled
 from fedmpi.tensors.batch_size import STEPS, generalise
 from fedmpi.tensors.layout import layout_of
 from fedmpi.tensors.link import Link
-from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, renumber
+from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, merge_views, renumber
 from fedmpi.tensors.pointer import HasLink, PointerTensor, point
 from fedmpi.tensors.record import NewState, Output, is_elsewhere, leaves, record
 from fedmpi.tensors.recorded_plan import RecordedPlan, place_of
@@ -64,13 +65,13 @@ class Plan:
             UsageError: tensors of several workers, or of a worker and here; or the function
                 cannot be recorded.
         """
-        link = place_of(inputs_of(arguments))
+        inputs, link = _settled(arguments)
         try:
-            recorded, returned = self._record(arguments, link)
+            recorded, returned = self._record(arguments, inputs)
         except NewState:
             # An optimiser's first step makes its states: operator by operator, this time.
             return self.function(*arguments)
-        return fill_outputs(returned, recorded.run(inputs_of(arguments), link))
+        return fill_outputs(returned, recorded.run(inputs, link))
 
     def record(self, *arguments: Any) -> RecordedPlan:
         """The program for such arguments, whose tensors are its inputs in order.
@@ -80,7 +81,7 @@ class Plan:
                 makes new states.
         """
         try:
-            return self._record(arguments, place_of(inputs_of(arguments)))[0]
+            return self._record(arguments, _settled(arguments)[0])[0]
         except NewState:
             raise UsageError(
                 f"plan {self.name} makes new tensors in its arguments, as an optimiser's first "
@@ -100,19 +101,20 @@ class Plan:
         """Of the function."""
         return self.function.__name__
 
-    def _record(self, arguments: Sequence[Any], link: Link | None) -> tuple[RecordedPlan, Any]:
-        if link is not None:
-            _count_there(arguments, link)
+    def _record(
+        self, arguments: Sequence[Any], inputs: Sequence[torch.Tensor]
+    ) -> tuple[RecordedPlan, Any]:
         batch = _batch(arguments) if self.dynamic else []
         ids = [id(t) for t in batch]
         key = tuple(_kind_of_batch(a) if id(a) in ids else kind_of(a) for a in arguments)
         found = self._recorded.get(key)
         if found is None:
-            found = self._recorded[key] = self._make(arguments, ids)
+            found = self._recorded[key] = self._make(arguments, inputs, ids)
         return found
 
-    def _make(self, arguments: Sequence[Any], batch: list[int]) -> tuple[RecordedPlan, Any]:
-        inputs = inputs_of(arguments)
+    def _make(
+        self, arguments: Sequence[Any], inputs: Sequence[torch.Tensor], batch: list[int]
+    ) -> tuple[RecordedPlan, Any]:
         recordings = []
         for more in STEPS if batch else STEPS[:1]:
             layouts = [
@@ -149,6 +151,7 @@ def _kind_of_batch(tensor: torch.Tensor) -> Any:
 def optimised(assembled: Assembled, fuse: bool) -> Assembled:
     """What was recorded, after the passes."""
     program = drop_dead(cancel_transposes(assembled.program))
+    program = drop_dead(merge_views(program, assembled.registers))
     if fuse:
         program = drop_dead(fuse_updates(program, assembled.registers))
     return assembled._replace(program=renumber(program))
@@ -178,11 +181,24 @@ def inputs_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
     return list(found.values())
 
 
-def _count_there(arguments: Sequence[Any], link: Link) -> None:
+def _settled(arguments: Sequence[Any]) -> tuple[list[torch.Tensor], Link | None]:
+    """The inputs and where they are, after what has to be there too was sent."""
+    inputs = inputs_of(arguments)
+    link = place_of(inputs)
+    if link is not None and _count_there(arguments, link):
+        inputs = inputs_of(arguments)
+    return inputs, link
+
+
+def _count_there(arguments: Sequence[Any], link: Link) -> bool:
     """Sends the step counts of optimisers, as Adam's, to the worker: they are states too.
 
     In float64, since 1 - beta ** step would lose half its digits in float32.
+
+    Returns:
+        Whether there was anything to send.
     """
+    sent = False
     for optimizer in arguments:
         if not isinstance(optimizer, torch.optim.Optimizer):
             continue
@@ -194,20 +210,30 @@ def _count_there(arguments: Sequence[Any], link: Link) -> None:
                 state["step"] = point(remote, step.double())
                 for group in optimizer.param_groups:
                     group["capturable"] = True
+                sent = True
+    return sent
 
 
 def kind_of(value: Any) -> Any:
     """What the recording depends on, hashable."""
     if isinstance(value, torch.Tensor):
-        if isinstance(value, PointerTensor) or value.dim():
+        if isinstance(value, PointerTensor):
+            return (value.layout_there, value.requires_grad)
+        if value.dim():
             return (layout_of(value), value.requires_grad)
         return (value.dtype, value.item())
     if isinstance(value, torch.nn.Module):
         tensors = tuple(kind_of(t) for t in leaves(value))
-        return (id(value), value.training, tensors)
+        # A weak reference: the id of a module that has gone may be another's.
+        parts = tuple((type(m), m.training) for m in value.modules())
+        return (weakref.ref(value), parts, tensors)
     if isinstance(value, torch.optim.Optimizer):
         groups = tuple((k, v) for g in value.param_groups for k, v in g.items() if k != "params")
-        return (id(value), groups, tuple(kind_of(t) for t in leaves(value) if is_elsewhere(t)))
+        return (
+            weakref.ref(value),
+            groups,
+            tuple(kind_of(t) for t in leaves(value) if is_elsewhere(t)),
+        )
     if isinstance(value, list | tuple):
         return (type(value), *(kind_of(v) for v in value))
     if isinstance(value, dict):

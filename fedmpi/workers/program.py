@@ -22,6 +22,25 @@ MOST_STEPS = 100_000
 """Of a program; a training step of ResNet-18 has some 700."""
 
 
+QUICK: dict[str, Callable[..., Any]] = {
+    "add.Tensor": torch.add,
+    "add_.Tensor": torch.Tensor.add_,
+    "addmm": torch.addmm,
+    "addmm_": torch.Tensor.addmm_,
+    "convolution": torch.convolution,
+    "div.Tensor": torch.div,
+    "mm": torch.mm,
+    "mul.Tensor": torch.mul,
+    "mul_.Tensor": torch.Tensor.mul_,
+    "relu": torch.relu,
+    "sub.Tensor": torch.sub,
+    "sum.dim_IntList": torch.sum,
+    "t": torch.t,
+    "view": torch.Tensor.view,
+}
+"""Operators that PyTorch's own Python calls sooner (0.3 us) than the door that all of them have."""
+
+
 class Step(msgspec.Struct, frozen=True, array_like=True):
     """One operator of a program.
 
@@ -171,7 +190,7 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
-        names[operator] = callee.operator._op
+        names[operator] = QUICK.get(callee.name, callee.operator._op)
         if callee.random:
             # Every step draws from a stream of its own.
             names[f"o{step.signature}"] = callee.operator

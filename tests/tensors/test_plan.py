@@ -460,3 +460,19 @@ def test_another_dependence_on_the_batch_size_is_refused(alice: RemoteWorker) ->
     for function in functions:
         with pytest.raises(UsageError, match="for all batch sizes"):
             fedmpi.plan(function, dynamic=True)(x)
+
+
+def test_another_module_is_recorded_anew(alice: RemoteWorker) -> None:
+    """Also one that takes the place of one that has gone, or one whose parts were changed."""
+    x = alice.send(torch.linspace(-1, 1, 5))
+    run = fedmpi.plan(lambda module, x: module(x))
+    for activation in (nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.ELU(), nn.ReLU6()):
+        module = alice.send(nn.Sequential(activation))
+        assert torch.equal(run(module, x).get(), activation(x.get()))
+        module[0] = nn.Softplus()
+        assert torch.equal(run(module, x).get(), F.softplus(x.get()))
+        del module
+    dropout = alice.send(nn.Sequential(nn.Dropout(0.5)))
+    assert not torch.equal(run(dropout, x).get(), x.get())
+    dropout[0].eval()
+    assert torch.equal(run(dropout, x).get(), x.get())
