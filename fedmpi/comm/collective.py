@@ -101,6 +101,7 @@ def reduce_sum(
     vector: torch.Tensor,
     topology: Topology,
     chunk_bytes: int,
+    expected: float = 0.0,
 ) -> None:
     """Adds the integer vectors of the whole group into the root's; the others' are used up.
 
@@ -111,6 +112,7 @@ def reduce_sum(
             exact and wraps in any order alike, so the sum does not depend on the tree.
         topology: tree or star.
         chunk_bytes: size of the pieces.
+        expected: seconds until the first child will probably have its vector.
     """
     here = place(transport.rank, group, topology)
     pieces = list(_chunks([vector], chunk_bytes))
@@ -133,7 +135,8 @@ def reduce_sum(
     for index, piece in enumerate(pieces):
         for child in here.children:
             if index == 0:
-                transport.finish(ready[child])
+                transport.finish(ready[child], expected)
+                expected = 0.0
                 expect(child, 0)
                 expect(child, 1)
             target, pending = arriving[child].popleft()

@@ -139,8 +139,8 @@ class MpiTransport(Transport):
         ]
         return _Requests(self._mpi, requests, buffer)
 
-    def _wait(self, ready: Callable[[], T | None]) -> T:
-        return wait_until(ready, spin=self.ranks_on_node <= self.cores_on_node)
+    def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
+        return wait_until(ready, self.ranks_on_node <= self.cores_on_node, expected)
 
     def abort(self, status: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come in between

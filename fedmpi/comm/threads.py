@@ -160,7 +160,7 @@ class ThreadTransport(Transport):
             target.finished = sent.finished = True
             self.hub.mailboxes[source].ring()
 
-    def _wait(self, ready: Callable[[], T | None]) -> T:
+    def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         while True:
             rings = self._mailbox.rings
             if self.hub.aborted is not None:

@@ -67,29 +67,34 @@ class Transport(ABC):
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
         """Starts to receive into a contiguous uint8 vector of the length that was sent."""
 
-    def wait(self, ready: Callable[[], T | None]) -> T:
-        """Calls `ready` until it returns something other than None, politely."""
+    def wait(self, ready: Callable[[], T | None], expected: float = 0.0) -> T:
+        """Calls `ready` until it returns something other than None, politely.
+
+        Args:
+            ready: what is waited for.
+            expected: seconds that it will probably take; 0 if nobody knows.
+        """
         watch = self.watch
         if watch is None:
-            return self._wait(ready)
+            return self._wait(ready, expected)
 
         def watched() -> T | None:
             watch()
             return ready()
 
-        return self._wait(watched)
+        return self._wait(watched, expected)
 
     @abstractmethod
-    def _wait(self, ready: Callable[[], T | None]) -> T:
+    def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         """How this transport waits."""
 
     @abstractmethod
     def abort(self, status: int) -> None:
         """Ends every rank of the job at once, whatever it is doing."""
 
-    def finish(self, pending: Pending) -> None:
-        """Waits for one transfer."""
-        self.wait(lambda: pending.done() or None)
+    def finish(self, pending: Pending, expected: float = 0.0) -> None:
+        """Waits for one transfer; `expected` as for `wait`."""
+        self.wait(lambda: pending.done() or None, expected)
 
     def _count(self, nbytes: int) -> None:
         self.bytes_sent += nbytes

@@ -17,17 +17,23 @@ SPIN_SECONDS = 200e-6
 """A rank with a core of its own polls without a pause for this long."""
 SHARE = 0.05
 """A pause is at most this share of the time already waited: what it adds stays small."""
+EARLY = 0.9
+"""Share of an expected wait in which the end is not looked for closely."""
+LONGEST_EARLY_PAUSE = 50e-3
+"""At most this long before a failure elsewhere is noticed."""
 LONGEST_PAUSE = 5e-3
 """To wake up and look costs some 50 us on a busy machine: at this pause 1 % of a core."""
 
 
-def wait_until(ready: Callable[[], T | None], spin: bool) -> T:
+def wait_until(ready: Callable[[], T | None], spin: bool, expected: float = 0.0) -> T:
     """Polls `ready` until it returns something other than None, and returns that.
 
     Args:
         ready: what is waited for; it is also what drives MPI's progress.
         spin: whether this rank has a core of its own, so that polling at full speed
             for a moment takes nothing from anybody.
+        expected: seconds that it will probably take, as it did before; up to EARLY of them
+            this rank hardly looks.
     """
     result = ready()
     if result is not None:
@@ -42,4 +48,8 @@ def wait_until(ready: Callable[[], T | None], spin: bool) -> T:
             if not spin:
                 os.sched_yield()
             continue
-        time.sleep(min(SHARE * waited, LONGEST_PAUSE))
+        pause = min(SHARE * waited, LONGEST_PAUSE)
+        early = EARLY * expected - waited
+        if early > pause:
+            pause = min(SHARE * expected, LONGEST_EARLY_PAUSE, early)
+        time.sleep(pause)

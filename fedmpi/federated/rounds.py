@@ -83,6 +83,7 @@ class Rounds(ABC):
         transport = crew.endpoint.transport
         self.wire = wire_memory(state.vectors, transport.takes_gpu_memory)
         self.chunk_bytes = config.comm.chunk_kib * 1024
+        self._wait = 0.0  # of the round before, in seconds: the next one will be like it
         self._worker_traffic: dict[int, tuple[int, int]] = {}
 
     @abstractmethod
@@ -116,6 +117,7 @@ class Rounds(ABC):
         self._receive()
         reports = self._hear(ranks)
         heard, cpu = clock(), time.thread_time() - cpu
+        self._wait = heard - sent
         included, excluded = self._included(number, cohort, ranks, reports)
         self._update(included / sum(self.home.rows[c] for c in cohort))
         tallies = [report.tally for report in reports]
@@ -215,7 +217,14 @@ class Averaging(Rounds):
     def _receive(self) -> None:
         self._total = self.wire[0].new_zeros(self.state.numel, dtype=torch.int64)
         route, transport = self._route, self.crew.endpoint.transport
-        reduce_sum(transport, route.group, self._total, route.topology, route.chunk_bytes)
+        reduce_sum(
+            transport,
+            route.group,
+            self._total,
+            route.topology,
+            route.chunk_bytes,
+            expected=self._wait,
+        )
 
     def _update(self, included: float) -> None:
         total = self._total.to(self.state.vectors[0].device)

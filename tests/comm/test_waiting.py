@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 
 from fedmpi.comm.transport import Transport
-from fedmpi.comm.waiting import LONGEST_PAUSE, wait_until
+from fedmpi.comm.waiting import LONGEST_EARLY_PAUSE, LONGEST_PAUSE, wait_until
 from tests.comm.worlds import EVERY_WORLD, World
 
 TAG = 40
@@ -58,6 +59,31 @@ def test_pauses_grow_to_a_limit(spin: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_PAUSE
     assert len(pauses) < 1.5 * 2 / LONGEST_PAUSE  # those that grow are a third
+
+
+@pytest.mark.parametrize("expected", [0.1, 1.0, 10.0])
+def test_what_is_expected_late_is_hardly_looked_for_early(
+    expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        looks.append(now)
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
+
+    monkeypatch.setattr("fedmpi.comm.waiting.time.perf_counter", clock)
+    monkeypatch.setattr("fedmpi.comm.waiting.time.sleep", sleep)
+    wait_until(lambda: True if now > expected else None, True, expected)
+    early = [look for look in looks if look < 0.85 * expected]
+    assert len(early) <= 0.85 * expected / min(0.05 * expected, LONGEST_EARLY_PAUSE) + 1
+    assert max(b - a for a, b in pairwise(looks)) <= LONGEST_EARLY_PAUSE + 1e-5
+    assert now - expected <= LONGEST_PAUSE + 1e-5
 
 
 @pytest.mark.parametrize("world", [EVERY_WORLD[0], EVERY_WORLD[-1]], indirect=True)
