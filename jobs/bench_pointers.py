@@ -161,7 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=200, help="training steps of a repeat")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of a repeat")
     parser.add_argument("--part", choices=("all", "fedmpi", "raw"), default="all")
     chosen = parser.parse_args()
     if chosen.part == "all":

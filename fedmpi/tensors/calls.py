@@ -62,7 +62,7 @@ class Arguments:
         numbers: for the number slots.
     """
 
-    __slots__ = ("_kind", "_layout_of", "fixed", "key", "numbers", "tensors")
+    __slots__ = ("_kind", "key", "numbers", "tensors")
 
     def __init__(self, kind: type[torch.Tensor]) -> None:
         self._kind = kind
@@ -130,7 +130,6 @@ class TensorHere(UsageError):
 
 
 _known: dict[tuple[Any, ...], Known] = {}
-_generation = 0
 
 
 def known_call(

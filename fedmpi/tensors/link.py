@@ -187,9 +187,9 @@ class Link:
         self.ask(Wait(), Done)
 
     def forget_signatures(self) -> None:
-        """The numbers of signatures are given anew from here on."""
+        """The numbers of operators are given anew from here on; those of plans are not."""
         self.flush()
-        self._told.clear()
+        self._told = {number for number in self._told if number < 0}
 
     def clear(self) -> None:
         """Deletes all objects, and waits; raises as `ask`."""
