@@ -114,7 +114,8 @@ def fuse_updates(program: Program, layouts: dict[int, Layout]) -> Program:
         touched = set().union(*facts.writes[product + 1 : position])
         if (
             any(facts.reads[register] != 1 for register in links)
-            or {facts.root[a], facts.root[b]} & touched
+            # The GEMM reads its factors while it writes the weight.
+            or {facts.root[a], facts.root[b]} & (touched | {facts.root[weight]})
             or layouts[weight].shape != layouts[gradient].shape
             or layouts[weight].dtype != layouts[gradient].dtype
         ):
@@ -181,12 +182,16 @@ def merge_views(program: Program, layouts: dict[int, Layout]) -> Program:
 
 
 def drop_dead(program: Program) -> Program:
-    """Without the steps that change nothing and whose results nobody reads."""
+    """Without the steps that change nothing and whose results nobody reads.
+
+    What has no result at all is there to raise an error, as linalg.inv checks its matrix.
+    """
     callees = [Callee(signature) for signature in program.signatures]
     needed = set(program.outputs)
     kept = []
     for step in reversed(program.steps):
-        if callees[step.signature].written or needed.intersection(step.results):
+        checks = not callees[step.signature].operator._schema.returns
+        if checks or callees[step.signature].written or needed.intersection(step.results):
             needed.update(step.tensors)
             kept.append(step)
     return msgspec.structs.replace(program, steps=kept[::-1])

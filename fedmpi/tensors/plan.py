@@ -238,6 +238,13 @@ def kind_of(value: Any) -> Any:
         return (type(value), *(kind_of(v) for v in value))
     if isinstance(value, dict):
         return (dict, *((k, kind_of(v)) for k, v in value.items()))
+    try:
+        hash(value)
+    except TypeError:
+        raise UsageError(
+            f"an argument of a plan is a {type(value).__name__}: expected tensors, modules, "
+            "optimisers, numbers, strings, and lists, tuples and dicts of them"
+        ) from None
     return (type(value), value)
 
 

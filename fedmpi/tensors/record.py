@@ -23,8 +23,6 @@ from fedmpi.tensors.layout import Layout
 from fedmpi.tensors.link import Remote
 from fedmpi.tensors.pointer import PointerTensor
 
-Leaf = torch.Tensor
-
 
 class Recording(NamedTuple):
     """What a function did.
@@ -84,7 +82,7 @@ class Recorder:
         raise UsageError("a plan runs on one worker: what moves between workers is a protocol")
 
 
-def leaves(value: Any) -> Iterator[Leaf]:
+def leaves(value: Any) -> Iterator[torch.Tensor]:
     """All tensors of an argument: of modules, optimisers, lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         yield value
@@ -112,7 +110,7 @@ def is_elsewhere(tensor: torch.Tensor) -> bool:
 def record(
     function: Callable[..., Any],
     arguments: Sequence[Any],
-    inputs: Sequence[Leaf],
+    inputs: Sequence[torch.Tensor],
     layouts: Sequence[Layout],
 ) -> Recording:
     """Runs a function on pointers to nowhere.

@@ -21,7 +21,6 @@ from fedmpi.workers.signature import Callee, Number, Signature, fill
 MOST_STEPS = 100_000
 """Of a program; a training step of ResNet-18 has some 700."""
 
-
 QUICK: dict[str, Callable[..., Any]] = {
     "add.Tensor": torch.add,
     "add_.Tensor": torch.Tensor.add_,

@@ -178,6 +178,27 @@ def test_a_factor_that_changes_in_between_is_not_fused(alice: RemoteWorker) -> N
     torch.testing.assert_close(w.get(), x.t() @ x)
 
 
+def test_a_weight_that_is_a_factor_of_its_own_update_is_not_fused(alice: RemoteWorker) -> None:
+    @fedmpi.plan
+    def step(w: torch.Tensor, x: torch.Tensor) -> None:
+        w.add_(x.mm(w), alpha=-0.5)
+        w.add_(x.mm(w.t()))
+
+    w, x = torch.randn(60, 60), torch.randn(60, 60)
+    there = alice.send(w)
+    step(there, alice.send(x))
+    step.function(w, x)
+    torch.testing.assert_close(there.get(), w)
+    assert "addmm_" not in step.code(there, alice.send(x))
+
+
+def test_a_check_that_has_no_result_is_not_dropped(alice: RemoteWorker) -> None:
+    inverse = fedmpi.plan(torch.linalg.inv)
+    torch.testing.assert_close(inverse(alice.send(2 * torch.eye(3))).get(), 0.5 * torch.eye(3))
+    with pytest.raises(RemoteError, match="singular"):
+        inverse(alice.send(torch.zeros(3, 3))).get()
+
+
 def test_another_shape_or_learning_rate_is_recorded_anew(alice: RemoteWorker) -> None:
     ran = []
 
@@ -242,6 +263,12 @@ def test_a_number_that_is_counted_here_is_refused(alice: RemoteWorker) -> None:
 
     with pytest.raises(UsageError, match="changed a number that is here"):
         count(alice.send(torch.ones(3)), torch.tensor(0.0))
+
+
+def test_an_argument_that_cannot_be_a_constant_is_refused(alice: RemoteWorker) -> None:
+    x = alice.send(torch.ones(3))
+    with pytest.raises(UsageError, match="an argument of a plan is a ndarray"):
+        fedmpi.plan(lambda t, a: t * float(a[0]))(x, torch.ones(3).numpy())
 
 
 def test_a_plan_has_one_place() -> None:
