@@ -28,6 +28,8 @@ class Channel(IntEnum):
     COLLECTIVE = 6
     ALARM = 8
     PEER = 10
+    OPENING = 12
+    DEALING = 14
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -23,7 +23,13 @@ from torch.utils._pytree import tree_map
 
 from fedmpi.errors import UsageError
 from fedmpi.tensors.layout import Layout, layout_of
-from fedmpi.workers.operators import UnlistedOperator, is_random, resolve, wire_name
+from fedmpi.workers.operators import (
+    UnlistedOperator,
+    is_numbered,
+    is_random,
+    resolve,
+    wire_name,
+)
 from fedmpi.workers.signature import Number, Signature
 
 MOST_KNOWN = 8192
@@ -44,6 +50,7 @@ class Known:
         shape: of the results: None is a single one, otherwise the constructor of the
             sequence that the operator returns.
         random: whether each call needs a seed.
+        numbers: 1 if each call needs a number in its place, else 0.
     """
 
     number: int
@@ -51,6 +58,7 @@ class Known:
     results: tuple[Result, ...]
     shape: Callable[[Iterable[Any]], Any] | None
     random: bool
+    numbers: int
 
 
 class Arguments:
@@ -237,6 +245,7 @@ def _infer(
         tuple(fixed),
         shape,
         is_random(operator),
+        int(is_numbered(operator)),
     )
 
 

@@ -38,12 +38,15 @@ class Learnt(Protocol):
     Attributes:
         number: under which a worker learns it; operators count up from 0, plans down from -1.
         signature: what the worker learns.
+        numbers: how many numbers a call takes, in place of a seed (see `operators.Own`).
     """
 
     @property
     def number(self) -> int: ...
     @property
     def signature(self) -> Signature | Program: ...
+    @property
+    def numbers(self) -> int: ...
 
 
 class Remote:
@@ -70,6 +73,8 @@ class Link:
     Attributes:
         dead: ids to forget, sent with the next call or command.
         open: false once the job has ended.
+        beside: links of workers that this one may have to wait for: a wait for this worker
+            sends them what is queued, too.
     """
 
     def __init__(self, crew: Crew, rank: int) -> None:
@@ -77,6 +82,7 @@ class Link:
         self.rank = rank
         self.dead: list[int] = []
         self.open = True
+        self.beside: set[Link] = set()
         self._calls: list[Call] = []
         self._untold: list[Learnt] = []
         self._told: set[int] = set()
@@ -138,6 +144,16 @@ class Link:
             self._told.add(known.number)
             self.tell(Operate([(known.number, known.signature)], [], []))
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call is queued."""
+        return not self._calls
+
+    def flush_all(self) -> None:
+        """Sends what is queued for this worker and for those beside it."""
+        for link in (self, *self.beside):
+            link.flush()
+
     def flush(self) -> None:
         """Sends what is queued."""
         if self._calls or self.dead:
@@ -167,6 +183,7 @@ class Link:
         Raises:
             RemoteError: the first failure since the last wait, with the script's line.
         """
+        self.flush_all()
         try:
             [answer] = self.crew.hear_tensors([self.rank], kind)
         except RemoteError as error:

@@ -17,7 +17,7 @@ from fedmpi.tensors.code import code_of
 from fedmpi.tensors.layout import Layout, layout_of
 from fedmpi.tensors.link import Link
 from fedmpi.tensors.pointer import HasLink, PointerTensor
-from fedmpi.workers.operators import is_random, resolve
+from fedmpi.workers.operators import is_numbered, is_random, resolve
 from fedmpi.workers.program import Program, Replay, written_inputs
 
 FORMAT, VERSION = "fedmpi plan", 1
@@ -38,6 +38,7 @@ class RecordedPlan:
         number: under which workers learn it.
         signature: the program.
         states: numbers of the inputs that a run changes in place.
+        numbers: how many numbers a run takes in place of a seed.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class RecordedPlan:
         self.states = tuple(written_inputs(program))
         # Known operators count from 0 up, plans from -1 down.
         self.number = -next(_numbers)
-        self._random = any(is_random(resolve(s.operator)) for s in program.signatures)
+        operators = [resolve(s.operator) for s in program.signatures]
+        self.numbers = len(program.steps) if any(map(is_numbered, operators)) else 0
+        self._random = any(map(is_random, operators))
         self._here: Replay | None = None
 
     def __repr__(self) -> str:

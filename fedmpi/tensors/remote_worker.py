@@ -96,6 +96,7 @@ class RemoteWorker:
             return with_tensors(what, lambda tensor: self.send(tensor, private=private))
         pointer = start_sending(self.link, what, tags, description, private)
         if what.nbytes > COPIED_BYTES:
+            self.link.flush_all()
             self.link.crew.endpoint.flush()
         return pointer.requires_grad_(what.requires_grad)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.threads import Aborted
 from fedmpi.errors import FedMPIError
 from fedmpi.workers.command import Answer, Command, Reply, handles
 from fedmpi.workers.objects import NoSuchObject, ObjectStore, Refused
@@ -20,6 +21,10 @@ from fedmpi.workers.worker import Worker
 
 CALLEES = "callees"
 """Id in a worker's store: the signatures that it knows, by number."""
+
+abandoned: list[Callable[[int, int, str], None]] = []
+"""Told of a failed call that other workers make too and wait in: its first number, how many it
+has, and why it failed."""
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):
@@ -191,13 +196,28 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
                 _call(objects, callees, call)
             except NoSuchObject as error:
                 # That call is the consequence of another, which has been or will be told.
-                objects.lose(call.results, error.why)
-                worker.note_failure(error, call.number)
+                _lose(worker, callees, call, error, error.why)
+            except Aborted:
+                raise
             except Exception as error:
                 why = f"{_name(callees, call)} failed on rank {worker.rank}: {error}"
-                objects.lose(call.results, why)
-                worker.note_failure(error, call.number)
+                _lose(worker, callees, call, error, why)
     objects.delete(command.dead)
+
+
+def _lose(
+    worker: Worker,
+    callees: dict[int, Callee | Replay | Exception],
+    call: Call,
+    error: Exception,
+    why: str,
+) -> None:
+    worker.objects.lose(call.results, why)
+    worker.note_failure(error, call.number)
+    callee = callees.get(call.signature)
+    if isinstance(callee, Callee | Replay) and callee.numbers:
+        for tell in abandoned:
+            tell(call.seed, callee.numbers, why)
 
 
 def _name(callees: dict[int, Callee | Replay | Exception], call: Call) -> str:

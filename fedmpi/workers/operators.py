@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._ops import OpOverload
@@ -165,12 +165,41 @@ _UNFILLED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empt
 _UNFILLED |= {"new_empty_strided"}
 
 
+NAMESPACE = "fedmpi"
+"""Of operators that are our own, beside `aten`; on the wire `fedmpi::name`."""
+
+
+class Own(NamedTuple):
+    """An operator of ours.
+
+    Attributes:
+        operator: as PyTorch knows it: its schema, and the shapes of its results.
+        kernel: what computes it; takes the seed as `number` if it is numbered.
+        numbered: each call has a number of its own in place of a seed, the same on all
+            workers that make it together.
+    """
+
+    operator: OpOverload
+    kernel: Callable[..., Any]
+    numbered: bool
+
+
+_OWN: dict[str, Own] = {}
+
+
+def add_operator(operator: OpOverload, kernel: Callable[..., Any], numbered: bool) -> None:
+    """Puts an operator of ours on the list, for a room above this one."""
+    _OWN[wire_name(operator)] = Own(operator, kernel, numbered)
+
+
 class UnlistedOperator(UsageError):
     """A message or a program names an operator that is not on the list."""
 
 
 def wire_name(operator: OpOverload) -> str:
     """How a message names an operator: `add.Tensor`, or `relu` for a default overload."""
+    if operator.namespace == NAMESPACE:
+        return f"{NAMESPACE}::{operator.overloadpacket.__name__}"
     packet, _, overload = str(operator).removeprefix("aten.").partition(".")
     return packet if overload == "default" else f"{packet}.{overload}"
 
@@ -182,6 +211,8 @@ def resolve(name: str) -> OpOverload:
     Raises:
         UnlistedOperator: the name is not on the list, or the operator has no such overload.
     """
+    if name in _OWN:
+        return _OWN[name].operator
     packet, _, overload = name.partition(".")
     if packet not in LISTED:
         raise UnlistedOperator(
@@ -206,6 +237,18 @@ def is_random(operator: OpOverload) -> bool:
         torch.Tag.nondeterministic_seeded in operator.tags
         and operator.overloadpacket.__name__ not in _DRAWS_ELSEWHERE
     )
+
+
+def is_numbered(operator: OpOverload) -> bool:
+    """Whether each call has a number of its own, which stands in place of a seed."""
+    own = _OWN.get(wire_name(operator))
+    return own is not None and own.numbered
+
+
+def kernel_of(operator: OpOverload) -> Callable[..., Any]:
+    """What computes it, without the way through PyTorch's dispatcher if it is ours."""
+    own = _OWN.get(wire_name(operator))
+    return own.kernel if own else operator
 
 
 def drawing(operator: OpOverload, seed: int) -> Callable[..., Any]:

@@ -88,6 +88,7 @@ class Replay:
         nbytes: as the program says.
         written: inputs that are changed in place.
         accepted: its results may leave the worker, whatever they come of.
+        numbers: how many numbers a run takes: one for each step, if any step has one.
 
     Raises:
         UnlistedOperator: a step names an operator that is not on the list.
@@ -103,6 +104,7 @@ class Replay:
         _check(program)
         self.written = written_inputs(program)
         callees = [Callee(signature) for signature in program.signatures]
+        self.numbers = len(program.steps) if any(c.numbered for c in callees) else 0
         names: dict[str, Any] = {"_drawing": drawing}
         try:
             lines = list(_lines(program, callees, names))
@@ -189,7 +191,9 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
-        names[operator] = QUICK.get(callee.name, callee.operator._op)
+        names[operator] = QUICK.get(callee.name) or (
+            callee.operator._op if callee.kernel is callee.operator else callee.kernel
+        )
         if callee.random:
             # Every step draws from a stream of its own.
             names[f"o{step.signature}"] = callee.operator
@@ -201,6 +205,8 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
         arguments += [
             f"{_keyword(n, callee)}={_text(a, step, names)}" for n, a in signature.keywords.items()
         ]
+        if callee.numbered:
+            arguments.append(f"number=_seed + {number}")
         call = f"{operator}({', '.join(arguments)})"
         if callee.unfilled:
             call += ".zero_()"

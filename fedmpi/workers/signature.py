@@ -13,13 +13,21 @@ of one entry: {"tensor": slot}, {"number": slot}, {"scalar": [slot, dtype]},
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 import torch
 
 from fedmpi.comm.frame import DTYPES, ProtocolError
-from fedmpi.workers.operators import drawing, is_random, leaves_memory_as_found, resolve
+from fedmpi.workers.operators import (
+    drawing,
+    is_numbered,
+    is_random,
+    kernel_of,
+    leaves_memory_as_found,
+    resolve,
+)
 
 Number = int | float
 Fill = Callable[[Sequence[torch.Tensor], Sequence[Number]], Any]
@@ -64,7 +72,10 @@ class Callee:
         name: of the operator, for messages.
         nbytes: as the signature says.
         operator: that it names.
+        kernel: what computes it.
         random: whether a call needs a seed.
+        numbered: whether a call has a number in place of a seed.
+        numbers: how many numbers a call takes.
         written: tensor slots whose tensors are changed in place.
         unfilled: whether the result has to be filled with zeros, or it shows old memory.
 
@@ -79,7 +90,10 @@ class Callee:
         self.name = signature.operator
         self.nbytes = signature.nbytes
         self.operator = resolve(signature.operator)
+        self.kernel = kernel_of(self.operator)
         self.random = is_random(self.operator)
+        self.numbered = is_numbered(self.operator)
+        self.numbers = int(self.numbered)
         declared = self.operator._schema.arguments
         given = dict(zip((a.name for a in declared), signature.arguments, strict=False))
         given |= signature.keywords
@@ -103,7 +117,11 @@ class Callee:
         arguments = self._constant.copy()
         for k, value in self._slots:
             arguments[k] = value(tensors, numbers)
-        call: Callable[..., Any] = drawing(self.operator, seed) if self.random else self.operator
+        call = self.kernel
+        if self.random:
+            call = drawing(self.operator, seed)
+        elif self.numbered:
+            call = partial(call, number=seed)
         if self._named:
             result = call(*arguments, **{n: f(tensors, numbers) for n, f in self._named.items()})
         else:

@@ -1,0 +1,210 @@
+"""A group of parties as the owner sees it: one link for all of them and for the dealer.
+
+It has what a link to one worker has. So pointers, the inference of shapes, recording and plans
+work on shares as they do on tensors: a call goes to every party, under one id, and to the
+dealer, who is here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fedmpi.errors import RemoteError, UsageError
+from fedmpi.spdz import operators
+from fedmpi.spdz.member import Dealer, Join, members
+from fedmpi.tensors.link import Learnt, Remote
+from fedmpi.tensors.pointer import PointerTensor, call, point
+from fedmpi.tensors.remote_worker import RemoteWorker
+from fedmpi.workers.operate import Fetch, Fetched, Put
+from fedmpi.workers.program import Program, Replay
+from fedmpi.workers.signature import Callee
+
+FIRST_KEY = 2**48
+"""Ids of shares start here: no link to a single worker gets so far."""
+KEY_BYTES = 16
+
+_keys = itertools.count(FIRST_KEY)
+_groups = itertools.count(1)
+
+
+class Numbers:
+    """Numbers of calls: given once, whatever group makes them."""
+
+    def __init__(self) -> None:
+        self._next = 1
+
+    def take(self, how_many: int) -> int:
+        """The first of so many."""
+        first = self._next
+        self._next += how_many
+        return first
+
+
+_numbers = Numbers()
+
+
+class Group:
+    """The parties of secure computations and the dealer.
+
+    Args:
+        workers: who become parties, at least two.
+
+    Attributes:
+        number: of the group, on all members.
+        links: to the parties.
+        rank: for messages, in place of a worker's.
+
+    Raises:
+        UsageError: one party only, or the same worker twice.
+    """
+
+    def __init__(self, workers: Sequence[RemoteWorker]) -> None:
+        self.links = [worker.link for worker in workers]
+        ranks = [link.rank for link in self.links]
+        if len(ranks) < 2 or len(set(ranks)) < len(ranks):
+            raise UsageError(
+                f"parties {ranks}: a secret is shared among at least 2 different workers"
+            )
+        self.number = next(_groups)
+        self.rank = "s " + ", ".join(map(str, ranks))
+        self.ranks = ranks
+        keys = [secrets.token_bytes(KEY_BYTES) for _ in ranks]
+        for link, key in zip(self.links, keys, strict=True):
+            link.tell(Join(self.number, ranks, key))
+            link.beside.update(self.links)
+        self.crew = self.links[0].crew
+        self.dealer = Dealer(self.crew.endpoint, ranks, keys)
+        members()[self.number] = self.dealer
+        self._callees: dict[int, tuple[Any, Callee | Replay]] = {}
+        self._dealt: dict[int, torch.Tensor] = {}
+        self._zero = self.public(torch.zeros((), dtype=torch.int64))
+
+    # ---- what a link has ----
+
+    @property
+    def open(self) -> bool:
+        """False once the job has ended."""
+        return self.links[0].open
+
+    def make(self) -> Remote:
+        """A handle with a new id, for an object that is about to be on all members."""
+        return Remote(self, next(_keys))  # type: ignore[arg-type]
+
+    def peer(self, link: Any) -> Any:
+        """As a link's."""
+        return link
+
+    def release(self, key: int) -> None:
+        """Deletes an object on all members."""
+        self._dealt.pop(key, None)
+        for link in self.links:
+            link.dead.append(key)
+
+    def call(
+        self,
+        known: Learnt,
+        tensors: list[int],
+        numbers: list[int | float],
+        results: list[int],
+        seed: int,
+    ) -> None:
+        """One call by all members, in the order of the program."""
+        if known.numbers:
+            seed = _numbers.take(known.numbers)
+        for link in self.links:
+            link.call(known, tensors, numbers, results, seed)
+        if self.links[0].idle:
+            self.flush()
+        self._deal(known, tensors, numbers, results, seed)
+
+    def _deal(
+        self,
+        known: Learnt,
+        tensors: list[int],
+        numbers: list[int | float],
+        results: list[int],
+        seed: int,
+    ) -> None:
+        kept = self._callees.get(id(known.signature))
+        if kept is None:
+            signature = known.signature
+            callee = Replay(signature) if isinstance(signature, Program) else Callee(signature)
+            # With the signature: its id could be another's, once it has gone.
+            kept = self._callees[id(signature)] = signature, callee
+        callee = kept[1]
+        try:
+            with torch.no_grad():
+                made = callee([self._dealt[key] for key in tensors], numbers, seed)
+        except BaseException as error:
+            if known.numbers:
+                self.dealer.give_up(seed, known.numbers, f"the dealer failed: {error}")
+            raise
+        if isinstance(made, torch.Tensor):
+            made = (made,)
+        for key, tensor in zip(results, made or (), strict=True):
+            if key:
+                self._dealt[key] = tensor
+
+    def flush(self) -> None:
+        """Sends all parties what is queued."""
+        for link in self.links:
+            link.flush()
+
+    # ---- values in and out ----
+
+    def share(self, encoded: torch.Tensor) -> PointerTensor:
+        """Shares of a value that is here.
+
+        Args:
+            encoded: int64.
+        """
+        like = call(torch.ops.aten.expand.default, (self._zero, list(encoded.shape)), {})
+        self.dealer.input = encoded
+        found: PointerTensor = call(operators.receive, (like, self.number), {})
+        return found
+
+    def reveal(self, shares: PointerTensor) -> torch.Tensor:
+        """The sum of all shares, here: int64.
+
+        Raises:
+            RemoteError: a party has failed, or holds its share as private.
+        """
+        key = shares.remote.key
+        for link in self.links:
+            link.tell(Fetch(key))
+        failure: RemoteError | None = None
+        total = torch.zeros(shares.shape, dtype=torch.int64)
+        for link in self.links:
+            try:
+                _, [share] = link.hear(Fetched)
+                total += share
+            except RemoteError as error:  # the others' answers must not wait for another question
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return total
+
+    def public(self, tensor: torch.Tensor) -> PointerTensor:
+        """The same values for every party; the dealer needs none of them."""
+        remote = self.make()
+        for link in self.links:
+            link.tell(Put(remote.key, [], "", False), [tensor])
+        self._dealt[remote.key] = torch.empty_like(tensor, device="meta")
+        return point(remote, tensor)
+
+
+_known: dict[tuple[int, ...], Group] = {}
+
+
+def group_of_workers(workers: Sequence[RemoteWorker]) -> Group:
+    """The group of these workers, made when it is first asked for."""
+    key = tuple(id(worker.link) for worker in workers)
+    found = _known.get(key)
+    if found is None or not found.open:
+        found = _known[key] = Group(workers)
+    return found

@@ -1,0 +1,211 @@
+"""Who takes part in a secure computation: the parties, which are workers, and the dealer.
+
+All of them make the same calls in the same order. What an operator of `fedmpi::` does
+depends on who makes it: a party computes with its shares and exchanges masked values with
+the other parties; the dealer, on rank 0, knows the masks and nothing else, and sends the
+last party what its share of correlated randomness has to be (`../shared/spdz.md` calls it
+the correction). No party ever asks for anything.
+
+A call is known by its number, which is the same for all. Whatever comes from another number is
+an error on its way out: what is older is dropped, what is newer shows that its sender has
+given up on this call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from fedmpi.comm.endpoint import Channel, Endpoint, Frame
+from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.errors import FedMPIError
+from fedmpi.spdz.stream import Stream
+from fedmpi.workers.command import Command, handles
+from fedmpi.workers.operate import abandoned
+from fedmpi.workers.worker import OWNER, Worker
+
+DIRECT = 3
+"""Up to so many parties each sends its share to all others; more add up at the first."""
+
+
+class Broken(FedMPIError):
+    """Another member has given up on this call."""
+
+
+class Opening(msgspec.Struct, frozen=True, tag=True):
+    """From party to party, or from the dealer: the tensors of this frame belong to that call."""
+
+    number: int
+
+
+class GivenUp(msgspec.Struct, frozen=True, tag=True):
+    """From member to member: calls from a first number on will not be made."""
+
+    number: int
+    numbers: int
+    why: str
+
+
+class Join(Command, frozen=True):
+    """Take part in secure computations.
+
+    Attributes:
+        group: number of the group of parties.
+        ranks: of the parties, in order.
+        key: 16 bytes, known to this party and the dealer: what this party draws follows it.
+    """
+
+    group: int
+    ranks: list[int]
+    key: bytes
+
+
+class Leave(Command, frozen=True):
+    """Take no more part in the secure computations of a group."""
+
+    group: int
+
+
+class Member:
+    """What parties and dealer have in common.
+
+    Attributes:
+        endpoint: this rank's end of the wire.
+        ranks: of the parties, in order.
+    """
+
+    def __init__(self, endpoint: Endpoint, ranks: Sequence[int]) -> None:
+        self.endpoint = endpoint
+        self.ranks = tuple(ranks)
+        self._early: dict[tuple[int, int], deque[Frame]] = {}
+
+    def send(self, rank: int, channel: Channel, number: int, tensors: list[torch.Tensor]) -> None:
+        """Sends what belongs to a call; the tensors must not change afterwards."""
+        self.endpoint.send(rank, channel, Opening(number), tensors)
+
+    def give_up(self, number: int, numbers: int, why: str) -> None:
+        """Tells those who may wait for this member that it will not make these calls."""
+        raise NotImplementedError
+
+
+class Party(Member):
+    """A worker while it takes part.
+
+    Args:
+        endpoint: this rank's end of the wire.
+        ranks: of the parties, in order.
+        key: of this party's stream.
+
+    Attributes:
+        first, last: whether it is that one among the parties.
+    """
+
+    def __init__(self, endpoint: Endpoint, ranks: Sequence[int], key: bytes) -> None:
+        super().__init__(endpoint, ranks)
+        self.others = [rank for rank in ranks if rank != endpoint.rank]
+        self.first = endpoint.rank == ranks[0]
+        self.last = endpoint.rank == ranks[-1]
+        self.stream = Stream(key)
+
+    def give_up(self, number: int, numbers: int, why: str) -> None:
+        """Tells the other parties."""
+        for rank in self.others:
+            self.endpoint.send(rank, Channel.OPENING, GivenUp(number, numbers, why))
+
+    def receive(self, rank: int, channel: Channel, number: int) -> list[torch.Tensor]:
+        """The tensors that another member sends for a call.
+
+        Raises:
+            Broken: it has given up on that call.
+        """
+        early = self._early.setdefault((rank, channel), deque())
+        while True:
+            frame = early.popleft() if early else self.endpoint.receive(channel, rank)
+            message = _decode(frame)
+            if isinstance(message, Opening) and message.number == number:
+                return frame.tensors
+            if message.number + (message.numbers if isinstance(message, GivenUp) else 1) > number:
+                early.appendleft(frame)  # it is about calls to come, too
+                why = message.why if isinstance(message, GivenUp) else "an earlier call failed"
+                raise Broken(f"rank {rank} has given up on a secure computation: {why}")
+
+
+class Dealer(Member):
+    """Rank 0: knows the streams of all parties.
+
+    Args:
+        endpoint: of rank 0.
+        ranks: of the parties, in order.
+        keys: of their streams.
+
+    Attributes:
+        input: the value that the owner is about to share.
+    """
+
+    def __init__(self, endpoint: Endpoint, ranks: Sequence[int], keys: Sequence[bytes]) -> None:
+        super().__init__(endpoint, ranks)
+        self.streams = [Stream(key) for key in keys]
+        self.input: torch.Tensor | None = None
+
+    def give_up(self, number: int, numbers: int, why: str) -> None:
+        """Tells the last party, which is the only one that hears from the dealer."""
+        given_up = GivenUp(number, numbers, why)
+        self.endpoint.send(self.ranks[-1], Channel.DEALING, given_up)
+
+
+_here = threading.local()
+
+
+def members() -> dict[int, Party | Dealer]:
+    """What this rank (this thread, where ranks are threads) is, in each group."""
+    if not hasattr(_here, "members"):
+        _here.members = {}
+    found: dict[int, Party | Dealer] = _here.members
+    return found
+
+
+def member(group: int) -> Party | Dealer:
+    """What this rank is in a group.
+
+    Raises:
+        ProtocolError: nothing.
+    """
+    found = members().get(group)
+    if found is None:
+        raise ProtocolError(f"this rank is not in group {group} of parties")
+    return found
+
+
+@handles(Join, always=True)
+def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
+    """From here on this worker is one of the parties."""
+    if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
+        raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
+    members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
+
+
+@handles(Leave, always=True)
+def leave(worker: Worker, command: Leave, tensors: list[torch.Tensor]) -> None:
+    """Forgets the keys."""
+    members().pop(command.group, None)
+
+
+def _give_up(number: int, numbers: int, why: str) -> None:
+    """A call that has failed here: the others must not wait for this rank."""
+    for one in members().values():
+        one.give_up(number, numbers, why)
+
+
+abandoned.append(_give_up)
+
+
+def _decode(frame: Frame) -> Opening | GivenUp:
+    try:
+        message: Opening | GivenUp = msgspec.msgpack.decode(frame.message, type=Opening | GivenUp)
+    except UNREADABLE as error:
+        raise ProtocolError(f"rank {frame.source} sent no opening: {error}") from None
+    return message

@@ -1,0 +1,122 @@
+"""SharedTensor: ordinary PyTorch code here, shares of the values on the parties.
+
+Like a pointer it stands below autograd, modules and optimisers, which need to know nothing.
+Each ATen operator that reaches it is looked up in a table of secure operators, which the
+room of secure computation fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from fedmpi.config import nearest
+from fedmpi.errors import UsageError
+
+Secure = Callable[..., Any]
+
+SECURE: dict[OpOverload, Secure] = {}
+"""Operators that have a secure form, each with what carries it out."""
+
+
+class SharedTensor(torch.Tensor):
+    """A tensor of which each party holds a share, and nobody the values.
+
+    Attributes:
+        secret: the shares, and what is known of them; see `fedmpi.spdz.secret`.
+    """
+
+    secret: Any
+
+    # Nothing to change above ATen: PyTorch's own Python need not ask.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, secret: Any, dtype: torch.dtype) -> SharedTensor:
+        there = secret.share.layout_there
+        with torch.inference_mode(False):
+            shared: SharedTensor = torch.Tensor._make_wrapper_subclass(
+                cls, there.shape, there.stride, there.offset, dtype=dtype
+            )
+        shared.secret = secret
+        return shared
+
+    def __init__(self, secret: Any, dtype: torch.dtype) -> None:
+        pass
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return secure(func)(*args, **(kwargs or {}))
+
+    def reveal(self) -> torch.Tensor:
+        """The values, here; waits for the parties.
+
+        Raises:
+            RemoteError: a party has failed, or keeps its share private.
+        """
+        values: torch.Tensor = self.secret.reveal().to(self.dtype)
+        return values.requires_grad_(self.requires_grad and self.is_leaf)
+
+    def get(self) -> torch.Tensor:
+        """As `reveal`: the word that pointers have for it."""
+        return self.reveal()
+
+    def __repr__(  # type: ignore[override]
+        self, *, tensor_contents: Any = None
+    ) -> str:
+        """Never reveals: the chain from the value to the shares."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"SharedTensor({dtype} {list(self.shape)} > {self.secret!r}{grad})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        if id(self) not in memo:
+            with torch.no_grad():
+                copy = self.clone()
+            memo[id(self)] = (
+                torch.nn.Parameter(copy, self.requires_grad)
+                if isinstance(self, torch.nn.Parameter)
+                else copy.requires_grad_(self.requires_grad)
+            )
+        found: torch.Tensor = memo[id(self)]
+        return found
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError(f"{self!r} cannot be saved: reveal() it first")
+
+
+def secure(func: OpOverload) -> Secure:
+    """What carries an operator out on shares.
+
+    Raises:
+        UsageError: it has no secure form, and PyTorch knows no way to make it of others.
+    """
+    found = SECURE.get(func)
+    if found is None:
+        found = SECURE[func] = _composed(func)
+    return found
+
+
+def _composed(func: OpOverload) -> Secure:
+    """An operator made of others, as PyTorch decomposes it."""
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+        return func.decompose
+    from torch._decomp import decomposition_table
+
+    if func in decomposition_table:
+        return decomposition_table[func]
+    names = {known.overloadpacket.__name__ for known in SECURE}
+    name = func.overloadpacket.__name__
+    raise UsageError(
+        f"operator {name!r} has no secure form{nearest(name, names)}; docs/secure.md has the list"
+    )
