@@ -118,20 +118,28 @@ def mul(a: Operand, b: Operand) -> torch.Tensor:
 
 
 def product(
-    a: torch.Tensor, b: torch.Tensor, kind: str, extra: tuple[int, ...] = ()
+    a: torch.Tensor,
+    b: torch.Tensor,
+    kind: str,
+    extra: tuple[int, ...] = (),
+    plus: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A product of two tensors, at least one of them shared.
+    """A product of two tensors, at least one of them shared, and a sum with a third one.
 
     Args:
         a: left factor.
         b: right factor.
         kind: see `fedmpi.spdz.products`.
         extra: numbers that the product needs.
+        plus: broadcast to the product's shape.
     """
-    group = group_of((a, b))
+    if plus is not None and not all(isinstance(t, SharedTensor) for t in (a, b, plus)):
+        return add(product(a, b, kind, extra), plus)
+    group = group_of((a, b) if plus is None else (a, b, plus))
     dtype = torch.promote_types(a.dtype, b.dtype) if a.dtype != b.dtype else a.dtype
     if isinstance(a, SharedTensor) and isinstance(b, SharedTensor):
-        found = secret_of(a).times(secret_of(b), kind, extra)
+        added = None if plus is None else secret_of(plus)
+        found = secret_of(a).times(secret_of(b), kind, extra, added)
     elif isinstance(a, SharedTensor):
         bits = bits_of(b.dtype)
         found = secret_of(a).times_public(public(group, b, bits), bits, kind, extra)
@@ -157,6 +165,8 @@ def addmm(
     bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
     """beta bias + alpha a b."""
+    if alpha == beta == 1 and b.dim() > 1:
+        return product(a, b, "matmul", plus=bias)
     return add(_scaled(matmul(a, b), alpha), _scaled(bias, beta))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedmpi.spdz.arithmetic import add, product
+from fedmpi.spdz.arithmetic import product
 from fedmpi.spdz.lift import handles
 from fedmpi.spdz.products import Window
 
@@ -24,10 +24,6 @@ def _window(
         return tuple(numbers) if len(numbers) == dims else tuple(numbers) * dims
 
     return Window(each(stride), each(padding), each(dilation), each(output_padding), groups)
-
-
-def _bias(y: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return y if bias is None else add(y, bias.view(-1, *[1] * (y.dim() - 2)))
 
 
 @handles(aten.convolution.default)
@@ -50,7 +46,8 @@ def convolution(
         ).squeeze(0)  # fmt: skip
     window = _window(weight.dim() - 2, stride, padding, dilation, output_padding, groups)
     kind = "convolution_transposed" if transposed else "convolution"
-    return _bias(product(x, weight, kind, window.numbers()), bias)
+    plus = None if bias is None else bias.view(-1, *[1] * (weight.dim() - 2))
+    return product(x, weight, kind, window.numbers(), plus)
 
 
 @handles(aten.convolution_backward.default)

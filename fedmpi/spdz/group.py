@@ -19,6 +19,7 @@ from fedmpi.spdz import operators
 from fedmpi.spdz.member import Dealer, Join, members
 from fedmpi.tensors.link import Learnt, Remote
 from fedmpi.tensors.pointer import PointerTensor, call, point
+from fedmpi.tensors.record import constant
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.workers.operate import Fetch, Fetched, Put
 from fedmpi.workers.program import Program, Replay
@@ -192,10 +193,14 @@ class Group:
     def public(self, tensor: torch.Tensor) -> PointerTensor:
         """The same values for every party; the dealer needs none of them."""
         remote = self.make()
+        self.tell(Put(remote.key, [], "", False), [tensor])
+        return constant(point(remote, tensor))
+
+    def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:
+        """Stores a public tensor on every party; the dealer has one without values."""
         for link in self.links:
-            link.tell(Put(remote.key, [], "", False), [tensor])
-        self._dealt[remote.key] = torch.empty_like(tensor, device="meta")
-        return point(remote, tensor)
+            link.tell(command, tensors)
+        self._dealt[command.key] = torch.empty_like(tensors[0], device="meta")
 
 
 _known: dict[tuple[int, ...], Group] = {}

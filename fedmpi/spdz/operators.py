@@ -220,10 +220,13 @@ def _party_scaled_product(
     a: Tensor,
     f: Tensor,
     b: Tensor,
+    plus: Tensor | None,
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
     z = _masked_product(turn, kind, e, a, f, b, extra)
+    if plus is not None:
+        z += plus << bits
     z += turn.draw(z.shape)
     return _truncated(turn, z, bits)
 
@@ -235,6 +238,7 @@ def _dealer_scaled_product(
     a: Tensor,
     f: Tensor,
     b: Tensor,
+    plus: Tensor | None,
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
@@ -246,13 +250,13 @@ def _dealer_scaled_product(
 
 
 scaled_product = define(
-    "scaled_product(str kind, Tensor e, Tensor a, Tensor f, Tensor b, int[] extra, int bits, "
-    "int group) -> (Tensor, Tensor)",
-    lambda kind, e, a, f, b, extra, bits: _two(e, product_shape(kind, e, f, extra)),
+    "scaled_product(str kind, Tensor e, Tensor a, Tensor f, Tensor b, Tensor? plus, int[] extra, "
+    "int bits, int group) -> (Tensor, Tensor)",
+    lambda kind, e, a, f, b, plus, extra, bits: _two(e, product_shape(kind, e, f, extra)),
     _party_scaled_product,
     _dealer_scaled_product,
 )
-"""As `multiply`, then divided by 2^bits; also z + r, as `truncate` gives it."""
+"""x y / 2^bits + plus, divided as `truncate` does it; also what was opened, x y + plus 2^bits + r."""
 
 
 # ---- truncation --------------------------------------------------------------------------------
