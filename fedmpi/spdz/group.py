@@ -8,7 +8,6 @@ dealer, who is here.
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
 from fedmpi.spdz.member import Dealer, Join, members
-from fedmpi.tensors.link import Learnt, Remote
+from fedmpi.spdz.owned import Split, TakeShare
+from fedmpi.spdz.stream import new_key
+from fedmpi.tensors.link import Learnt, Link, Remote
 from fedmpi.tensors.pointer import PointerTensor, call, point
 from fedmpi.tensors.record import constant
 from fedmpi.tensors.remote_worker import RemoteWorker
@@ -27,7 +28,6 @@ from fedmpi.workers.signature import Callee
 
 FIRST_KEY = 2**48
 """Ids of shares start here: no link to a single worker gets so far."""
-KEY_BYTES = 16
 
 _keys = itertools.count(FIRST_KEY)
 _groups = itertools.count(1)
@@ -47,6 +47,13 @@ class Numbers:
 
 
 _numbers = Numbers()
+
+
+class Borrowed(Remote):
+    """An object of the group on one of its members; the group deletes it."""
+
+    def __del__(self) -> None:
+        pass
 
 
 class Group:
@@ -74,7 +81,7 @@ class Group:
         self.number = next(_groups)
         self.rank = "s " + ", ".join(map(str, ranks))
         self.ranks = ranks
-        keys = [secrets.token_bytes(KEY_BYTES) for _ in ranks]
+        keys = [new_key() for _ in ranks]
         for link, key in zip(self.links, keys, strict=True):
             link.tell(Join(self.number, ranks, key))
             link.beside.update(self.links)
@@ -188,6 +195,35 @@ class Group:
                 failure = failure or error
         if failure is not None:
             raise failure
+        return total
+
+    def share_object(self, pointer: PointerTensor, bits: int) -> PointerTensor:
+        """Shares of what a worker has; neither the dealer nor another party sees it.
+
+        Args:
+            pointer: to the worker's object.
+            bits: fractional bits.
+        """
+        source = pointer.remote.link
+        remote = self.make()
+        source.tell(Split(pointer.remote.key, self.ranks, remote.key, bits))
+        for link in self.links:
+            if link is not source:
+                link.tell(TakeShare(remote.key, source.rank))
+            source.beside.add(link)
+        made = point(remote, torch.empty(pointer.shape, dtype=torch.int64, device="meta"))
+        self._dealt[remote.key] = torch.empty(pointer.shape, dtype=torch.int64, device="meta")
+        return made
+
+    def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
+        """The sum of all shares on one worker, int64; nobody else sees it."""
+        total: PointerTensor | None = None
+        for link in self.links:
+            share = PointerTensor(Borrowed(link, shares.remote.key), shares.layout_there)
+            there = share.clone() if link is target else share.give(target, keep=True)
+            total = there if total is None else total + there
+            target.beside.add(link)
+        assert isinstance(total, PointerTensor)
         return total
 
     def public(self, tensor: torch.Tensor) -> PointerTensor:

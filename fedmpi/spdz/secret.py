@@ -14,7 +14,7 @@ import torch
 from fedmpi.spdz import comparison, operators
 from fedmpi.spdz.fixed_point import decode
 from fedmpi.spdz.group import Group
-from fedmpi.tensors.pointer import PointerTensor, call
+from fedmpi.tensors.pointer import HasLink, PointerTensor, call
 
 View = Callable[[PointerTensor], PointerTensor]
 
@@ -190,6 +190,11 @@ class Secret:
         """The value here, float64, or int64 if it is whole."""
         total = self.group.reveal(self.share)
         return decode(total, self.bits) if self.bits else total
+
+    def reveal_to(self, worker: HasLink) -> torch.Tensor:
+        """The value on one worker, which alone sees it."""
+        total = self.group.gather(self.share, worker.link)
+        return total.double() * 2.0**-self.bits if self.bits else total
 
     # ---- in plans ----
 

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from fedmpi.config import nearest
 from fedmpi.errors import UsageError
-from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.tensors.pointer import HasLink, PointerTensor
 
 Secure = Callable[..., Any]
 
@@ -58,14 +58,18 @@ class SharedTensor(torch.Tensor):
     ) -> Any:
         return secure(func)(*args, **(kwargs or {}))
 
-    def reveal(self) -> torch.Tensor:
-        """The values, here; waits for the parties.
+    def reveal(self, to: HasLink | None = None) -> torch.Tensor:
+        """The values: here, after a wait for the parties, or on one worker.
+
+        Args:
+            to: the worker that gets the values; nobody else sees them then.
 
         Raises:
             RemoteError: a party has failed, or keeps its share private.
         """
-        values: torch.Tensor = self.secret.reveal().to(self.dtype)
-        return values.requires_grad_(self.requires_grad and self.is_leaf)
+        secret = self.secret
+        values: torch.Tensor = secret.reveal() if to is None else secret.reveal_to(to)
+        return values.to(self.dtype).requires_grad_(self.requires_grad and self.is_leaf)
 
     def get(self) -> torch.Tensor:
         """As `reveal`: the word that pointers have for it."""
