@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from fedmpi.spdz.flat import flat
 from fedmpi.spdz.member import Dealer, member
-from fedmpi.spdz.products import product, product_shape
+from fedmpi.spdz.products import add_product, product, product_shape
 from fedmpi.spdz.truncation import deal_truncation, finish_truncation, share_dtype
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
 from fedmpi.workers.operators import NAMESPACE, add_operator
@@ -181,19 +182,31 @@ public_product = define(
 # ---- products of secrets -----------------------------------------------------------------------
 
 
-def _masked_product(
-    turn: PartyTurn, kind: str, e: Tensor, a: Tensor, f: Tensor, b: Tensor, extra: Sequence[int]
+def _add_products(
+    z: Tensor,
+    kind: str,
+    e: Tensor,
+    a: Tensor,
+    f: Tensor,
+    b: Tensor,
+    extra: Sequence[int],
+    first: bool,
 ) -> Tensor:
-    """E (B_j + [first] F) + A_j F."""
-    left = product(kind, e, b + f if turn.first else b, extra)
-    return left.add_(product(kind, a, f, extra))
+    """z + E (B_j + [first] F) + A_j F, in place."""
+    if kind == "mul" and e.shape == f.shape and all(t.is_contiguous() for t in (e, a, f, b)):
+        from fedmpi.spdz import share_kernels
+
+        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), -int(first), flat(z))
+        return z
+    add_product(z, kind, e, b + f if first else b, extra)
+    return add_product(z, kind, a, f, extra)
 
 
 def _party_product(
     turn: PartyTurn, kind: str, e: Tensor, a: Tensor, f: Tensor, b: Tensor, extra: Sequence[int]
 ) -> Tensor:
-    z = _masked_product(turn, kind, e, a, f, b, extra)
-    return z.add_(turn.dealt(z.shape))
+    z = turn.dealt(product_shape(kind, e, f, extra))
+    return _add_products(z, kind, e, a, f, b, extra, turn.first)
 
 
 def _dealer_product(
@@ -224,11 +237,10 @@ def _party_scaled_product(
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
-    z = _masked_product(turn, kind, e, a, f, b, extra)
+    z = turn.draw(product_shape(kind, e, f, extra))
     if plus is not None:
         z += plus << bits
-    z += turn.draw(z.shape)
-    return _truncated(turn, z, bits)
+    return _truncated(turn, _add_products(z, kind, e, a, f, b, extra, turn.first), bits)
 
 
 def _dealer_scaled_product(
@@ -242,10 +254,15 @@ def _dealer_scaled_product(
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
-    c = product(kind, a, b, extra)
     # The parties' shares of c are all from their streams: what differs from a b is the mask of
     # the truncation, as random as any.
-    r = turn.draw(c.shape).sub_(c)
+    r = turn.draw(product_shape(kind, a, b, extra))
+    if kind == "mul" and a.shape == b.shape and a.is_contiguous() and b.is_contiguous():
+        from fedmpi.spdz import share_kernels
+
+        share_kernels.subtract_product(flat(a), flat(b), flat(r))
+    else:
+        r -= product(kind, a, b, extra)
     return _deal_truncated(turn, r, bits)
 
 
@@ -268,14 +285,14 @@ def _truncated(turn: PartyTurn, masked: Tensor, bits: int) -> tuple[Tensor, Tens
     c = turn.open(masked)
     v = turn.dealt(c.shape)
     w = turn.dealt(c.shape, share_dtype(bits))
-    y = finish_truncation(c, v, w, bits, turn.first)
-    return y, c.sub_(HALF)
+    return finish_truncation(c, v, w, bits, turn.first), c
 
 
 def _deal_truncated(turn: DealerTurn, r: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    v, w = deal_truncation(r, bits)
-    turn.deal(v)
-    turn.deal(w)
+    v, w = turn.others(r.shape), turn.others(r.shape, share_dtype(bits))
+    deal_truncation(r, bits, v, w)
+    turn.give(v)
+    turn.give(w)
     return _nowhere(r.shape), r
 
 

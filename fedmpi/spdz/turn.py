@@ -113,19 +113,28 @@ class DealerTurn:
             total ^= stream.uniform(self.number, shape, dtype)
         return total
 
+    def others(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The sum of the shares that all but the last party draw of a value to be dealt."""
+        first, *others = self.dealer.streams[:-1]
+        total = first.uniform(self.number, shape, dtype)
+        for stream in others:
+            total += stream.uniform(self.number, shape, dtype)
+        return total
+
+    def give(self, share: torch.Tensor) -> None:
+        """The last party's share of a value to be dealt."""
+        self._corrections.append(share)
+
     def deal(self, value: torch.Tensor) -> None:
         """Shares a value: all but the last party draw, and the last one gets the rest."""
-        rest = value.contiguous()
-        for stream in self.dealer.streams[:-1]:
-            rest = rest - stream.uniform(self.number, value.shape, value.dtype)
-        self._corrections.append(rest)
+        self.give(torch.sub(value, self.others(value.shape, value.dtype)))
 
     def deal_bits(self, value: torch.Tensor) -> None:
         """As `deal`, by exclusive or."""
-        rest = value.contiguous()
+        rest = value
         for stream in self.dealer.streams[:-1]:
             rest = rest ^ stream.uniform(self.number, value.shape, value.dtype)
-        self._corrections.append(rest)
+        self.give(rest)
 
     def end(self) -> None:
         """Sends the last party what was dealt."""
