@@ -28,7 +28,7 @@ def split(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b mod 2^64 for int64 [..., m, k] and [..., k, n], on their device."""
     total = torch.zeros((), dtype=torch.int64, device=a.device)
-    for start in range(0, a.shape[-1], TERMS):
+    for start in range(0, a.shape[-1] or 1, TERMS):  # an empty sum has a shape too
         left = split(a[..., start : start + TERMS])
         right = split(b[..., start : start + TERMS, :])
         for i in range(3):

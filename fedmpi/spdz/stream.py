@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
@@ -60,7 +61,7 @@ class Stream:
             self._cipher.reset_nonce(t.to_bytes(8, "big") + bytes(8))
         if out.numel() == 0:
             return out
-        memory = memoryview(out.numpy().reshape(-1)).cast("B")
+        memory = out.numpy().reshape(-1).view(np.uint8).data
         for start in range(0, len(memory), _PIECE):
             piece = memory[start : start + _PIECE]
             self._cipher.update_into(_ZEROS[: len(piece)], piece)
