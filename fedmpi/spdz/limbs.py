@@ -16,7 +16,7 @@ TERMS = 2048
 
 
 def split(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Limbs l with words = l0 + 2^22 l1 + 2^44 l2 mod 2^64, as float64, each at most 2^21 in size."""
+    """Float64 limbs with words = l0 + 2^22 l1 + 2^44 l2 mod 2^64, each at most 2^21 in size."""
     found = []
     for _ in range(3):
         limb = (words << (64 - BITS)) >> (64 - BITS)  # the low 22 bits with their sign

@@ -9,6 +9,9 @@ does not, LLVM would build each product of three 32-bit multiplies, two shifts a
 Instead two sums are kept: low x low in 64-bit lanes (vpmuludq), and the two cross terms, which
 matter only mod 2^32, in 32-bit lanes (one vpmulld of the halves of b by the swapped halves of a);
 they meet once, after the loop.
+
+numba's cache watches the files of the kernels and the kind of CPU, not this file: touch `kernels.py`
+and `bit_kernels.py` after a change here.
 """
 
 from __future__ import annotations
