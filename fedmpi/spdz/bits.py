@@ -41,6 +41,10 @@ from torch import Tensor
 
 LEVELS = (16, 8, 4, 2, 1)
 """Pairs of planes at each level that opens something."""
+_MASKED = (3, 3, 3, 3, 2)
+"""Of each pair, the planes that are opened: p_h, g_l and, but for the last level, p_l."""
+_MULTIPLIED = (2, 2, 2, 2, 1)
+"""Of each pair, the products: p_h & g_l and, but for the last level, p_h & p_l."""
 
 
 class _Part(NamedTuple):
@@ -110,17 +114,18 @@ def deal_comparison(n: int, free: Sequence[Tensor], dependent: Sequence[Tensor])
     """
     r_shares, mask_shares, rho_shares = zip(*(_cut(_FREE, n, f) for f in free), strict=True)
     r, masks, rho_plane = _sum(r_shares), _xor(mask_shares), _xor(rho_shares)
-    correction = torch.empty(dependent_words(n), dtype=torch.int64)
+    correction = torch.empty(dependent_words(n), dtype=torch.int64, device="cpu")
     r_planes, pairs, products, rho, r_rho = _cut(_DEPENDENT, n, correction)
     _kernels().to_planes(r.numpy(), r_planes.numpy())
     torch.bitwise_and(r_planes[1:63:2], r_planes[0:62:2], out=pairs)
-    for (p_high, *lows), into in zip(_level_masks(masks), _level_products(products), strict=True):
-        for low, product in zip(lows, into, strict=True):
+    of_levels = zip(LEVELS, _levels(masks, _MASKED), _levels(products, _MULTIPLIED), strict=True)
+    for w, masks_here, products_here in of_levels:
+        p_high, *lows = masks_here.split(w)
+        for low, product in zip(lows, products_here.split(w), strict=True):
             torch.bitwise_and(p_high, low, out=product)
     _kernels().unmask_bit(rho_plane[0].numpy(), rho.zero_().numpy(), -1, rho.numpy())
     torch.mul(r, rho, out=r_rho)
-    bits = 64 + 31 + 61
-    split = bits * plane_words(n)
+    split = (64 + 31 + 61) * plane_words(n)  # before it shares by XOR, after it by addition
     for share in dependent:
         correction[:split] ^= share[:split]
         correction[split:] -= share[split:]
@@ -146,8 +151,8 @@ class Comparison:
     def __init__(self, material: ComparisonMaterial, *, first: bool) -> None:
         self._material = material
         self._first = -int(first)
-        self._masks = _level_slices(material.masks, (3, 3, 3, 3, 2))
-        self._products = _level_slices(material.products, (2, 2, 2, 2, 1))
+        self._masks = _levels(material.masks, _MASKED)
+        self._products = _levels(material.products, _MULTIPLIED)
         self._level = 0
 
     def mask(self, x: Tensor) -> Tensor:
@@ -258,7 +263,7 @@ def _kernels() -> ModuleType:
 
 
 def _planes(count: int, width: int) -> Tensor:
-    return torch.empty((count, width), dtype=torch.int64)
+    return torch.empty((count, width), dtype=torch.int64, device="cpu")
 
 
 def _words(parts: Sequence[_Part], n: int) -> int:
@@ -276,19 +281,9 @@ def _cut(parts: Sequence[_Part], n: int, words: Tensor) -> list[Tensor]:
     return found
 
 
-def _level_slices(planes: Tensor, each: Sequence[int]) -> list[Tensor]:
-    """For each level, its planes: w of each kind."""
-    return list(planes.split([w * kinds for w, kinds in zip(LEVELS, each, strict=True)]))
-
-
-def _level_masks(masks: Tensor) -> list[tuple[Tensor, ...]]:
-    slices = _level_slices(masks, (3, 3, 3, 3, 2))
-    return [s.split(w) for s, w in zip(slices, LEVELS, strict=True)]
-
-
-def _level_products(products: Tensor) -> list[tuple[Tensor, ...]]:
-    slices = _level_slices(products, (2, 2, 2, 2, 1))
-    return [s.split(w) for s, w in zip(slices, LEVELS, strict=True)]
+def _levels(planes: Tensor, kinds: Sequence[int]) -> list[Tensor]:
+    """For each level its planes, w of each kind one after another."""
+    return list(planes.split([w * k for w, k in zip(LEVELS, kinds, strict=True)]))
 
 
 def _sum(shares: Sequence[Tensor]) -> Tensor:

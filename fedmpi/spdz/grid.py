@@ -93,7 +93,7 @@ _scratch = _Scratch()
 
 def _workspace() -> int:
     if _scratch.words is None:
-        _scratch.words = torch.empty(kernels().WORKSPACE, dtype=torch.int64)
+        _scratch.words = torch.empty(kernels().WORKSPACE, dtype=torch.int64, device="cpu")
     return _scratch.words.data_ptr()
 
 
@@ -103,9 +103,9 @@ def _offsets(axis: Axis) -> Tensor:
 
 
 def _table(axis: Axis) -> Tensor:
-    table = torch.zeros(1, dtype=torch.int64)
+    table = torch.zeros(1, dtype=torch.int64, device="cpu")
     for size, stride in axis:
-        table = (table[:, None] + torch.arange(size) * stride).view(-1)
+        table = (table[:, None] + torch.arange(size, device="cpu") * stride).view(-1)
     return table
 
 

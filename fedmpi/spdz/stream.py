@@ -46,7 +46,7 @@ class Stream:
         self, t: int, shape: Sequence[int] | int, dtype: torch.dtype = torch.int64
     ) -> Tensor:
         """A CPU tensor of an integer dtype, uniform over all of its values."""
-        return self.fill(t, torch.empty(shape, dtype=dtype))
+        return self.fill(t, torch.empty(shape, dtype=dtype, device="cpu"))
 
     def fill(self, t: int, out: Tensor) -> Tensor:
         """Overwrite a contiguous CPU tensor of an integer dtype with the next words of t."""

@@ -10,8 +10,8 @@ Instead two sums are kept: low x low in 64-bit lanes (vpmuludq), and the two cro
 matter only mod 2^32, in 32-bit lanes (one vpmulld of the halves of b by the swapped halves of a);
 they meet once, after the loop.
 
-numba's cache watches the files of the kernels and the kind of CPU, not this file: touch `kernels.py`
-and `bit_kernels.py` after a change here.
+numba's cache watches the files of the kernels and the kind of CPU, not this file: touch
+`kernels.py` and `bit_kernels.py` after a change here.
 """
 
 from __future__ import annotations
