@@ -1,4 +1,4 @@
-"""Compiled kernels on bit planes and on opened words: numba, one pass over memory each.
+"""Compiled kernels on bit planes: numba, one pass over memory each.
 
 Plane i of n elements holds bit i of all of them, in W = ceil(n / 64) words: element e is bit e // W
 of word e % W. So every loop runs over words that follow one another, and LLVM makes vectors of it.
@@ -16,7 +16,6 @@ _BLOCK = 32
 """Words of each plane that are transposed together: 16 KiB, in the first cache."""
 _ROW = 8 * _BLOCK
 """Bytes of such a row, eight words at a time."""
-_LOW63 = 0x7FFFFFFFFFFFFFFF
 
 
 @njit("void(i8[::1], i8[:,::1])", cache=True, nogil=True)
@@ -142,25 +141,11 @@ def unmask_bit(z, rho, first, bit):
             bit_k[v] = ((rho_k[v] ^ flip) - flip) - (first & flip)
 
 
-@njit("void(i8[::1], i8[::1], i8[::1], i8[::1], i8[::1], i8[::1])", cache=True, nogil=True)
-def multiply_by_bit(z, c, rho, r_rho, x, product):
-    """Shares of x (z ^ rho) = z x + (1 - 2 z)(c rho - r rho), where c = x + r."""
-    width = z.shape[0]
-    for k in range(64):
-        here = slice(k * width, (k + 1) * width)
-        x_k, c_k, out = x[here], c[here], product[here]
-        rho_k, r_rho_k = rho[here], r_rho[here]
-        for v in range(x_k.shape[0]):
-            flip = -((z[v] >> k) & 1)
-            x_rho = c_k[v] * rho_k[v] - r_rho_k[v]
-            out[v] = (x_k[v] & flip) + ((x_rho ^ flip) - flip)
-
-
-@njit("void(i8[::1], i8[::1], i8[::1], i8, i8, i8[::1])", cache=True, nogil=True)
-def truncate(c, r_high, r63, bits, first, y):
-    """Shares of x / 2^bits, off by 0 or +1: y_j of the module `bits`."""
-    half = first & (1 << (62 - bits))
-    for e in range(c.shape[0]):
-        c63 = (c[e] >> 63) & 1
-        b = r63[e] * (1 - 2 * c63) + (first & c63)
-        y[e] = (first & ((c[e] & _LOW63) >> bits)) - r_high[e] + (b << (63 - bits)) - half
+@njit("void(i8[::1], i1[::1])", cache=True, nogil=True)
+def unpack(plane, bits):
+    """The bits [n] of a plane [W], each as an int8 of its own."""
+    width = plane.shape[0]
+    for row in range(64):
+        part = bits[row * width : (row + 1) * width]
+        for v in range(part.shape[0]):
+            part[v] = (plane[v] >> row) & 1

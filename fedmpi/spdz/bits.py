@@ -1,8 +1,6 @@
-"""The sign of a shared number, ReLU, and truncation: what one party computes, and the dealer.
+"""The sign of a shared number: what one party computes, and the dealer; no messages.
 
-Nothing here sends a message. A party asks a `Comparison` what to send, and tells it what came.
-
-**The sign.** c = x + r is opened, with r uniform, and
+c = x + r is open, with r uniform, and
 
     msb(x) = c63 ^ r63 ^ [c' < r']                      c', r' are the low 63 bits
 
@@ -10,23 +8,14 @@ Bit i of r' is above that of c' if g = r & ~c, and equal to it if p = ~(c ^ r). 
 high over low, to (g_h ^ (p_h & g_l), p_h & p_l), a tree of six levels, on XOR shares of the bits of
 r. The lowest level needs no opening: c is public, and r_h & r_l is dealt. The other five open the
 operands of their ANDs under Beaver masks, in 16, 8, 4, 2 and 1 pairs of planes. At last
-z = msb ^ rho is opened, with rho a random bit that is shared by XOR and by addition; then
-
-    msb = z + rho - 2 z rho          x msb = z x + (1 - 2 z)(c rho - r rho)
+z = msb ^ rho is opened, with rho a random bit that is shared by XOR and by addition.
 
 **Bit planes.** Plane i holds bit i of all n elements in W = ceil(n / 64) words (`bit_kernels`). A
 level then works on whole words, and a message is dense without packing.
 
-**On the wire.** Seven openings: 8 + 92/8 + 1/8 = 19.6 bytes for each element and party, and
-8 + 31/8 + 61/8 + 16 = 35.5 for each element from the dealer to the last party: 74.8 in all for
-two parties, up to the rounding of n to a multiple of 64.
-
-**Truncation** of |x| < 2^62 by f bits: open c = x + 2^62 + r, then
-
-    b   = r63 + c63 - 2 c63 r63
-    y_j = [j=1]((c mod 2^63) >> f) - rh_j + b_j 2^(63-f) - [j=1] 2^(62-f)
-
-with rh = (r mod 2^63) >> f and r63 = r >> 63 dealt: y is x / 2^f or one unit more.
+**On the wire.** Six openings: 92/8 + 1/8 = 11.6 bytes for each element and party, and
+31/8 + 61/8 + 16 = 27.5 for each element from the dealer to the last party, up to the rounding of n
+to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -54,13 +43,12 @@ class _Part(NamedTuple):
     planes: int  # 0: one word for each element
 
 
-_FREE = (_Part("r", 0), _Part("masks", 92), _Part("rho_bits", 1))
+_FREE = (_Part("masks", 92), _Part("rho_bits", 1))
 _DEPENDENT = (
     _Part("r_planes", 64),
     _Part("pairs", 31),
     _Part("products", 61),
     _Part("rho", 0),
-    _Part("r_rho", 0),
 )
 
 
@@ -86,14 +74,12 @@ def dependent_words(n: int) -> int:
 class ComparisonMaterial(NamedTuple):
     """A party's randomness for the signs of n elements: views of what it drew and received."""
 
-    r: Tensor  # [n], additive
     masks: Tensor  # [92, W], by XOR: of p_h, g_l and p_l, level after level
     rho_bits: Tensor  # [1, W], by XOR
     r_planes: Tensor  # [64, W], by XOR
     pairs: Tensor  # [31, W], by XOR: r_h & r_l
     products: Tensor  # [61, W], by XOR: (p_h's mask) & (g_l's), then & (p_l's), level after level
     rho: Tensor  # [n], additive
-    r_rho: Tensor  # [n], additive
 
     @classmethod
     def of(cls, n: int, free: Tensor, dependent: Tensor) -> ComparisonMaterial:
@@ -101,51 +87,49 @@ class ComparisonMaterial(NamedTuple):
         return cls(*_cut(_FREE, n, free), *_cut(_DEPENDENT, n, dependent))
 
 
-def deal_comparison(n: int, free: Sequence[Tensor], dependent: Sequence[Tensor]) -> Tensor:
+def deal_comparison(n: int, r: Tensor, free: Tensor, dependent: Tensor) -> Tensor:
     """The dealer's part: what the last party needs so that all shares fit together.
 
     Args:
         n: elements to be compared.
-        free: for each party, the int64 [free_words(n)] words that its stream gives first.
-        dependent: for each party but the last, the [dependent_words(n)] words that follow.
+        r: int64 [n], what was added to them.
+        free: int64 [free_words(n)], the words that all parties draw first, combined by XOR.
+        dependent: int64 [dependent_words(n)], those that all parties but the last draw then,
+            combined: up to the last n words by XOR, those by addition. Becomes the last
+            party's.
 
     Returns:
-        int64 [dependent_words(n)], to be sent to the last party only.
+        rho, int64 [n].
     """
-    r_shares, mask_shares, rho_shares = zip(*(_cut(_FREE, n, f) for f in free), strict=True)
-    r, masks, rho_plane = _sum(r_shares), _xor(mask_shares), _xor(rho_shares)
-    correction = torch.empty(dependent_words(n), dtype=torch.int64, device="cpu")
-    r_planes, pairs, products, rho, r_rho = _cut(_DEPENDENT, n, correction)
-    _kernels().to_planes(r.numpy(), r_planes.numpy())
-    torch.bitwise_and(r_planes[1:63:2], r_planes[0:62:2], out=pairs)
+    masks, rho_plane = _cut(_FREE, n, free)
+    width = plane_words(n)
+    r_planes, pairs, products, rho_share = _cut(_DEPENDENT, n, dependent)
+    planes = _planes(64, width)
+    _kernels().to_planes(r.numpy(), planes.numpy())
+    r_planes ^= planes
+    pairs ^= torch.bitwise_and(planes[1:63:2], planes[0:62:2])
     of_levels = zip(LEVELS, _levels(masks, _MASKED), _levels(products, _MULTIPLIED), strict=True)
     for w, masks_here, products_here in of_levels:
         p_high, *lows = masks_here.split(w)
         for low, product in zip(lows, products_here.split(w), strict=True):
-            torch.bitwise_and(p_high, low, out=product)
-    _kernels().unmask_bit(rho_plane[0].numpy(), rho.zero_().numpy(), -1, rho.numpy())
-    torch.mul(r, rho, out=r_rho)
-    split = (64 + 31 + 61) * plane_words(n)  # before it shares by XOR, after it by addition
-    for share in dependent:
-        correction[:split] ^= share[:split]
-        correction[split:] -= share[split:]
-    return correction
+            product ^= p_high & low
+    rho = torch.zeros(n, dtype=torch.int64)
+    _kernels().unmask_bit(rho_plane[0].numpy(), rho.numpy(), -1, rho.numpy())
+    torch.sub(rho, rho_share, out=rho_share)
+    return rho
 
 
 class Comparison:
     """One party's side of the signs of n shared elements.
 
     comparison = Comparison(material, first=party == 1)
-    c = <sum over the parties of> comparison.mask(x)
     message = comparison.begin(c)
     for _ in LEVELS:
         message = comparison.fold(<XOR over the parties of> message)
-    msb = comparison.end(<XOR over the parties of> message)
-    y = comparison.relu(x)                 # or comparison.multiply(x): x msb(x)
+    z = <XOR over the parties of> message
 
-    All tensors are contiguous int64 on the CPU: x, c, msb, y [n]; a message [planes, W]. All bits
-    of c and of the messages but those past n are data: open them among the parties only. Material
-    serves once.
+    All tensors are contiguous int64 on the CPU: c [n]; a message [planes, W]. All bits of c and of
+    the messages but those past n are data: open them among the parties only. Material serves once.
     """
 
     def __init__(self, material: ComparisonMaterial, *, first: bool) -> None:
@@ -155,14 +139,9 @@ class Comparison:
         self._products = _levels(material.products, _MULTIPLIED)
         self._level = 0
 
-    def mask(self, x: Tensor) -> Tensor:
-        """This party's share of c = x + r."""
-        return x + self._material.r
-
     def begin(self, c: Tensor) -> Tensor:
         """Takes the public c = x + r [n]; what to open for the first level, [48, W]."""
         m, width = self._material, self._material.masks.shape[1]
-        self._c = c
         planes = _planes(64, width)
         self._g, self._p = _planes(32, width), _planes(32, width)
         _kernels().to_planes(c.numpy(), planes.numpy())
@@ -192,26 +171,6 @@ class Comparison:
         sign = g ^ self._material.r_planes[63:] ^ self._material.rho_bits
         return sign ^ self._c63 if self._first else sign
 
-    def end(self, z: Tensor) -> Tensor:
-        """Takes the opened z = msb ^ rho [1, W]; this party's additive share of msb [n]."""
-        self._z = z[0]
-        msb = torch.empty_like(self._material.rho)
-        _kernels().unmask_bit(z[0].numpy(), self._material.rho.numpy(), self._first, msb.numpy())
-        return msb
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """This party's share of x msb(x) [n], that is min(x, 0); x as it was masked."""
-        m, product = self._material, torch.empty_like(x)
-        _kernels().multiply_by_bit(
-            self._z.numpy(), self._c.numpy(), m.rho.numpy(), m.r_rho.numpy(),
-            x.numpy(), product.numpy(),
-        )  # fmt: skip
-        return product
-
-    def relu(self, x: Tensor) -> Tensor:
-        """This party's share of max(x, 0) [n]; x as it was masked."""
-        return x - self.multiply(x)
-
     def _message(self) -> Tensor:
         masks = self._masks[self._level]
         message = torch.empty_like(masks)
@@ -219,39 +178,6 @@ class Comparison:
             self._g.numpy(), self._p.numpy(), masks.numpy(), message.numpy()
         )  # fmt: skip
         return message
-
-
-TRUNCATION_OFFSET = 1 << 62
-"""Added to x before it is opened for truncation, by the first party."""
-
-
-def truncation_secrets(r: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The dealer's part: (r mod 2^63) >> bits and r >> 63, both to be shared by addition.
-
-    Args:
-        r: int64, any shape: the uniform mask that the dealer and nobody else knows.
-        bits: f, 1 <= f <= 62.
-    """
-    return (r & (2**63 - 1)) >> bits, (r >> 63) & 1
-
-
-def truncate(c: Tensor, r_high: Tensor, r63: Tensor, bits: int, *, first: bool) -> Tensor:
-    """A party's share of x / 2^bits, after c = x + 2^62 + r was opened.
-
-    Args:
-        c: the public int64 c, any shape, contiguous.
-        r_high: this party's additive share of (r mod 2^63) >> bits, contiguous.
-        r63: this party's additive share of r >> 63, contiguous.
-        bits: f, 1 <= f <= 62.
-        first: whether this is the party that adds what is public.
-
-    Returns:
-        int64, the shape of c. The shares add up to floor(x / 2^f) or one more, if |x| < 2^62.
-    """
-    y = torch.empty_like(c)
-    flat = (t.view(-1).numpy() for t in (c, r_high, r63))
-    _kernels().truncate(*flat, bits, -int(first), y.view(-1).numpy())
-    return y
 
 
 @cache
@@ -284,17 +210,3 @@ def _cut(parts: Sequence[_Part], n: int, words: Tensor) -> list[Tensor]:
 def _levels(planes: Tensor, kinds: Sequence[int]) -> list[Tensor]:
     """For each level its planes, w of each kind one after another."""
     return list(planes.split([w * k for w, k in zip(LEVELS, kinds, strict=True)]))
-
-
-def _sum(shares: Sequence[Tensor]) -> Tensor:
-    total = shares[0].clone()
-    for share in shares[1:]:
-        total += share
-    return total
-
-
-def _xor(shares: Sequence[Tensor]) -> Tensor:
-    total = shares[0].clone()
-    for share in shares[1:]:
-        total ^= share
-    return total

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
 from fedmpi.spdz.member import Dealer, Join, members
@@ -88,6 +89,7 @@ class Group:
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
         members()[self.number] = self.dealer
+        ask_for_short_turns()
         self._callees: dict[int, tuple[Any, Callee | Replay]] = {}
         self._dealt: dict[int, torch.Tensor] = {}
         self._zero = self.public(torch.zeros((), dtype=torch.int64))
@@ -217,10 +219,10 @@ class Group:
 
     def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
         """The sum of all shares on one worker, int64; nobody else sees it."""
-        total: PointerTensor | None = None
+        total: Any = None
         for link in self.links:
             share = PointerTensor(Borrowed(link, shares.remote.key), shares.layout_there)
-            there = share.clone() if link is target else share.give(target, keep=True)
+            there: Any = share.clone() if link is target else share.give(target, keep=True)
             total = there if total is None else total + there
             target.beside.add(link)
         assert isinstance(total, PointerTensor)

@@ -22,6 +22,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint, Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import FedMPIError
 from fedmpi.spdz.stream import Stream
 from fedmpi.workers.command import Command, handles
@@ -186,6 +187,7 @@ def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
     if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
     members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
+    ask_for_short_turns()
 
 
 @handles(Leave, always=True)

@@ -68,7 +68,8 @@ def define(
     return operator
 
 
-def _nowhere(shape: Sequence[int]) -> Tensor:
+def nowhere(shape: Sequence[int]) -> Tensor:
+    """What the dealer has in place of shares and of what is open."""
     return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
 
 
@@ -79,7 +80,7 @@ def _deal_input(turn: DealerTurn, like: Tensor) -> Tensor:
     value, turn.dealer.input = turn.dealer.input, None
     assert value is not None, "the owner shares a value"
     turn.deal(value)
-    return _nowhere(like.shape)
+    return nowhere(like.shape)
 
 
 receive = define(
@@ -93,7 +94,7 @@ receive = define(
 
 def _deal_zeros(turn: DealerTurn, x: Tensor) -> Tensor:
     turn.deal(torch.zeros(x.shape, dtype=torch.int64))
-    return _nowhere(x.shape)
+    return nowhere(x.shape)
 
 
 refresh = define(
@@ -108,7 +109,7 @@ open_value = define(
     "open(Tensor x, int group) -> Tensor",
     lambda x: x.new_empty(x.shape),
     lambda turn, x: turn.open(x),
-    lambda turn, x: _nowhere(x.shape),
+    lambda turn, x: nowhere(x.shape),
 )
 """The value itself, for all parties to see."""
 
@@ -153,7 +154,7 @@ add_number = define(
     "add_number(Tensor x, float value, int bits, int group) -> Tensor",
     lambda x, value, bits: x.new_empty(x.shape),
     lambda turn, x, value, bits: _plus(turn, x, encode(value, bits), x.shape),
-    lambda turn, x, value, bits: _nowhere(x.shape),
+    lambda turn, x, value, bits: nowhere(x.shape),
 )
 """x + value, a number known to all."""
 
@@ -161,7 +162,7 @@ add_public = define(
     "add_public(Tensor x, Tensor value, int group) -> Tensor",
     lambda x, value: x.new_empty(torch.broadcast_shapes(x.shape, value.shape)),
     lambda turn, x, value: _plus(turn, x, value, torch.broadcast_shapes(x.shape, value.shape)),
-    lambda turn, x, value: _nowhere(torch.broadcast_shapes(x.shape, value.shape)),
+    lambda turn, x, value: nowhere(torch.broadcast_shapes(x.shape, value.shape)),
 )
 """x + value, a tensor known to all."""
 
@@ -174,7 +175,7 @@ public_product = define(
     "public_product(str kind, Tensor x, Tensor y, int[] extra, int group) -> Tensor",
     lambda kind, x, y, extra: x.new_empty(product_shape(kind, x, y, extra)),
     _public_product,
-    lambda turn, kind, x, y, extra: _nowhere(product_shape(kind, x, y, extra)),
+    lambda turn, kind, x, y, extra: nowhere(product_shape(kind, x, y, extra)),
 )
 """A product of shares and a public tensor of integers, in either order."""
 
@@ -214,7 +215,7 @@ def _dealer_product(
 ) -> Tensor:
     c = product(kind, a, b, extra)
     turn.deal(c)
-    return _nowhere(c.shape)
+    return nowhere(c.shape)
 
 
 multiply = define(
@@ -273,7 +274,7 @@ scaled_product = define(
     _party_scaled_product,
     _dealer_scaled_product,
 )
-"""x y / 2^bits + plus, divided as `truncate` does it; also what was opened, x y + plus 2^bits + r."""
+"""x y / 2^bits + plus, as `truncate` divides; also what was opened, x y + plus 2^bits + r."""
 
 
 # ---- truncation --------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def _deal_truncated(turn: DealerTurn, r: Tensor, bits: int) -> tuple[Tensor, Ten
     deal_truncation(r, bits, v, w)
     turn.give(v)
     turn.give(w)
-    return _nowhere(r.shape), r
+    return nowhere(r.shape), r
 
 
 truncate = define(

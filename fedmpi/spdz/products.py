@@ -129,9 +129,7 @@ def product(kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()) -> Tenso
     return _KINDS[kind].product(x, y, extra)
 
 
-def add_product(
-    z: Tensor, kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()
-) -> Tensor:
+def add_product(z: Tensor, kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()) -> Tensor:
     """z + `product`, in place."""
     if kind == "matmul":
         return ring.matmul(x, y, accumulate_into=z)

@@ -45,7 +45,7 @@ def deal_truncation(r, bits, v, w):
     nogil=True,
 )
 def finish_truncation(c, v, w, bits, first):
-    """v becomes the share of the quotient, and c loses the 2^62 that was added before it was opened.
+    """v becomes the share of the quotient, and c loses the 2^62 that was added to it.
 
     v += [first] ((c >>> f) - 2^(62-f)) - c63 (w << (64 - f)); w int16 or int64.
     """
@@ -55,16 +55,6 @@ def finish_truncation(c, v, w, bits, first):
         part = (first & ((c[k] >> bits) & low)) - half
         v[k] += part - ((w[k] << (64 - bits)) & (c[k] >> 63))
         c[k] -= _HALF
-
-
-@njit("void(i8[::1], i1[::1])", cache=True, nogil=True)
-def unpack(plane, bits):
-    """Bit k // W of word k % W of a plane [W], for each k: 0 or 1, int8."""
-    width = plane.shape[0]
-    for row in range(64):
-        part = bits[row * width : (row + 1) * width]
-        for v in range(part.shape[0]):
-            part[v] = (plane[v] >> row) & 1
 
 
 @njit("void(i1[::1], i8[::1], i8, i8[::1])", cache=True, nogil=True)

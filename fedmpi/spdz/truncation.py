@@ -16,10 +16,18 @@ import torch
 
 from fedmpi.spdz.flat import flat
 
+_LOW = 2**63 - 1
+
 
 def share_dtype(bits: int) -> torch.dtype:
     """Of the shares of w: the shorter one that has so many bits."""
     return torch.int16 if bits <= 16 else torch.int64
+
+
+def truncation_parts(r: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values v and w of which the parties have shares."""
+    high = (r >> 63) & 1
+    return (high << (63 - bits)) - ((r & _LOW) >> bits), high.to(share_dtype(bits))
 
 
 def deal_truncation(r: torch.Tensor, bits: int, v: torch.Tensor, w: torch.Tensor) -> None:

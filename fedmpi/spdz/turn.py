@@ -121,6 +121,16 @@ class DealerTurn:
             total += stream.uniform(self.number, shape, dtype)
         return total
 
+    def others_mixed(self, shape: Shape, words: int) -> torch.Tensor:
+        """As `others`, of which the first words are shared by exclusive or."""
+        first, *others = self.dealer.streams[:-1]
+        total = first.uniform(self.number, shape)
+        for stream in others:
+            share = stream.uniform(self.number, shape)
+            total[:words] ^= share[:words]
+            total[words:] += share[words:]
+        return total
+
     def give(self, share: torch.Tensor) -> None:
         """The last party's share of a value to be dealt."""
         self._corrections.append(share)

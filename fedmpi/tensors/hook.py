@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 import fedmpi
-
 from fedmpi.tensors.modules import get
 from fedmpi.tensors.remote_worker import RemoteWorker
 
 
 def hook_torch() -> None:
-    """Adds `send(worker)` to PyTorch's tensors and modules, `share(*workers)` and `fix_precision()`.
+    """Adds `send`, `share` and `fix_precision` to PyTorch's tensors and modules.
 
     Modules also get `get()`. `x.fix_precision(bits=20).share(alice, bob)` shares with so many
     fractional bits.
@@ -41,9 +40,10 @@ def hook_torch() -> None:
         fixed.fractional_bits = bits
         return fixed
 
-    for kind in (torch.Tensor, nn.Module):
-        kind.share = share  # type: ignore[attr-defined]
-        kind.fix_precision = fix_precision  # type: ignore[attr-defined]
+    kinds: tuple[Any, ...] = (torch.Tensor, nn.Module)
+    for kind in kinds:
+        kind.share = share
+        kind.fix_precision = fix_precision
     torch.Tensor.send = send  # type: ignore[attr-defined]
     nn.Module.send = send  # type: ignore[attr-defined]
     nn.Module.get = get  # type: ignore[attr-defined]

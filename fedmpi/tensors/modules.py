@@ -52,7 +52,7 @@ def get(what: M) -> M: ...
 @overload
 def get(what: torch.Tensor) -> torch.Tensor: ...
 def get(what: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
-    """The values of a pointer or a shared tensor, or a copy of a module with all its values, here."""
+    """The values of a pointer or a shared tensor, or a copy of a module with all of its, here."""
     if isinstance(what, nn.Module):
         return with_tensors(what, get)
     return what.get() if isinstance(what, PointerTensor | SharedTensor) else what.clone()

@@ -141,7 +141,8 @@ class Plan:
             return plan, returned, masked
         if captured:
             raise UsageError(
-                "a plan for all batch sizes cannot hold tensors from outside: leave dynamic=True out"
+                "a plan for all batch sizes cannot hold tensors from outside: leave dynamic=True "
+                "out"
             )
         [first, *_] = [k for k, t in enumerate(inputs) if id(t) in batch]
         sizes = [inputs[first].shape[0] + more for more in STEPS]
