@@ -4,7 +4,7 @@ A plan over shared tensors that brings its own masks needs nothing of its inputs
 dealer can run its part before there are any. The file holds the parties' keys and, for every run,
 what the last party is to get. It belongs to the dealer: whoever reads it knows every mask.
 
-    step.record(model, x).save("mlp.plan")                  # step = fm.plan(..., masks_outside=False)
+    step.record(model, x).save("mlp.plan")             # made with fm.plan(masks_outside=False)
     fedmpi deal mlp.plan --parties 2 --runs 1000            # anywhere, one process
     with fm.material("mlp.plan.material", alice, bob) as material:
         step(model, x)                                      # takes the next run
@@ -39,6 +39,7 @@ from fedmpi.spdz.stream import KEY_BYTES, new_key
 from fedmpi.tensors.recorded_plan import RecordedPlan
 from fedmpi.workers.operators import NAMESPACE
 from fedmpi.workers.program import Program, Replay
+from fedmpi.workers.signature import Signature
 
 KIND = "fedmpi-material"
 
@@ -183,9 +184,9 @@ class Material:
     def left(self) -> int:
         return self._runs - self._next
 
-    def fits(self, program: Program) -> bool:
+    def fits(self, program: Signature | Program) -> bool:
         """Whether it was dealt for that program."""
-        return _digest(program) == self.program
+        return isinstance(program, Program) and _digest(program) == self.program
 
     def take(self) -> int:
         """The number of the next run.
