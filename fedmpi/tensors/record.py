@@ -21,6 +21,7 @@ from fedmpi.tensors.assemble import Assembled, Recorded, assemble
 from fedmpi.tensors.calls import Known
 from fedmpi.tensors.layout import Layout
 from fedmpi.tensors.link import Remote
+from fedmpi.tensors.making import MakingThere
 from fedmpi.tensors.pointer import PointerTensor
 
 
@@ -131,7 +132,8 @@ def record(
         stand_ins[id(tensor)] = stand_in(recorder, tensor, there)
     copied = copy.deepcopy(tuple(arguments), stand_ins)
     # The seeds that pointers draw at random operators stay out of the program.
-    with torch.random.fork_rng(devices=[]), _as_if_compiling(copied):
+    forked = torch.random.fork_rng(devices=[])
+    with forked, _as_if_compiling(copied), MakingThere(recorder):
         returned = function(*copied)
     for tensor in leaves(copied):
         if isinstance(tensor, PointerTensor) and tensor.remote.key > len(inputs):

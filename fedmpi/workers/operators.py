@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from fedmpi.config import nearest
 from fedmpi.errors import UsageError
+from fedmpi.workers import lstm
 
 _LISTED = {
     "arithmetic": """
@@ -125,6 +126,7 @@ _LISTED = {
         _upsample_bilinear2d_aa_backward
     """,
     "activation": """
+        mkldnn_rnn_layer mkldnn_rnn_layer_backward
         _safe_softmax _transformer_encoder_layer_fwd _native_multi_head_attention
         _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention_for_cpu_backward celu celu_ _log_softmax
@@ -194,6 +196,14 @@ def resolve(name: str) -> OpOverload:
         raise UnlistedOperator(f"operator {packet} has no overload {overload!r:.80}")
     operator: OpOverload = getattr(operators, overload)
     return operator
+
+
+def kernel(operator: OpOverload) -> Callable[..., Any]:
+    """What runs the operator, as fast as can be."""
+    if operator.overloadpacket.__name__.startswith("mkldnn_rnn_layer"):
+        return lstm.checked(operator)
+    quick: Callable[..., Any] = operator._op
+    return quick
 
 
 _DRAWS_ELSEWHERE = {"_scaled_dot_product_flash_attention_for_cpu"}

@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import ProtocolError
-from fedmpi.workers.operators import drawing
+from fedmpi.workers.operators import drawing, kernel
 from fedmpi.workers.signature import Callee, Number, Signature, fill
 
 MOST_STEPS = 100_000
@@ -189,7 +189,7 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
-        names[operator] = QUICK.get(callee.name, callee.operator._op)
+        names[operator] = QUICK.get(callee.name, kernel(callee.operator))
         if callee.random:
             # Every step draws from a stream of its own.
             names[f"o{step.signature}"] = callee.operator

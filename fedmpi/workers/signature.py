@@ -19,7 +19,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import DTYPES, ProtocolError
-from fedmpi.workers.operators import drawing, is_random, leaves_memory_as_found, resolve
+from fedmpi.workers.operators import drawing, is_random, kernel, leaves_memory_as_found, resolve
 
 Number = int | float
 Fill = Callable[[Sequence[torch.Tensor], Sequence[Number]], Any]
@@ -79,6 +79,7 @@ class Callee:
         self.name = signature.operator
         self.nbytes = signature.nbytes
         self.operator = resolve(signature.operator)
+        self._kernel = kernel(self.operator)
         self.random = is_random(self.operator)
         declared = self.operator._schema.arguments
         given = dict(zip((a.name for a in declared), signature.arguments, strict=False))
@@ -103,7 +104,7 @@ class Callee:
         arguments = self._constant.copy()
         for k, value in self._slots:
             arguments[k] = value(tensors, numbers)
-        call: Callable[..., Any] = drawing(self.operator, seed) if self.random else self.operator
+        call: Callable[..., Any] = drawing(self.operator, seed) if self.random else self._kernel
         if self._named:
             result = call(*arguments, **{n: f(tensors, numbers) for n, f in self._named.items()})
         else:
