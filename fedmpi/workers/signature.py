@@ -47,7 +47,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True, tag="operator"):
         operator: its name on the wire, such as `add.Tensor`.
         arguments: by position.
         keywords: by name.
-        nbytes: memory that the results take, as the owner reckons.
+        nbytes: memory that the results take, as the owner reckons: a call beyond the limit is
+            refused before it runs. The store counts what really came, and keeps none beyond.
     """
 
     operator: str

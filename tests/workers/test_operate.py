@@ -250,6 +250,25 @@ def test_what_cannot_be_given_is_refused_in_words_to_the_worker_that_waits() -> 
         assert failure(crew) == ""
 
 
+@pytest.mark.parametrize("said", [0, -(2**62), 4])
+def test_a_result_that_is_larger_than_was_said_is_not_kept(said: int) -> None:
+    with two_workers() as crew:
+        crew.tell(1, Limit(1000))
+        assert "beyond its limit of 1,000" in call(crew, "zeros", [[1000]], [], [5], nbytes=said)
+        zeros = Signature("zeros", [[1000]], {}, said)
+        program = Program([zeros], [Step(0, [], [], [0])], 0, [0], 1, said)
+        crew.tell(1, Operate([(1, program)], [Call(1, 1, [], [], [6])], []))
+        assert "beyond its limit of 1,000" in failure(crew)
+        crew.tell(1, Look([]))
+        [found] = crew.hear([1], Found)
+        assert {one.key for one in found.objects} == {1, 2}
+        assert found.nbytes == 24
+        crew.tell(1, Fetch(5))
+        with pytest.raises(RemoteError, match=r"no object 5: zeros failed .* beyond its limit"):
+            crew.hear([1], Fetched)
+        assert_obeys(crew)
+
+
 def private(crew: Crew) -> set[int]:
     crew.tell(1, Look([]))
     [found] = crew.hear([1], Found)
