@@ -191,9 +191,7 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
-        names[operator] = QUICK.get(callee.name) or (
-            callee.operator._op if callee.kernel is callee.operator else callee.kernel
-        )
+        names[operator] = QUICK.get(callee.name, callee.kernel)
         if callee.random:
             # Every step draws from a stream of its own.
             names[f"o{step.signature}"] = callee.operator

@@ -24,7 +24,7 @@ from fedmpi.workers.operators import (
     drawing,
     is_numbered,
     is_random,
-    kernel_of,
+    kernel,
     leaves_memory_as_found,
     resolve,
 )
@@ -55,7 +55,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True, tag="operator"):
         operator: its name on the wire, such as `add.Tensor`.
         arguments: by position.
         keywords: by name.
-        nbytes: memory that the results take, as the owner reckons.
+        nbytes: memory that the results take, as the owner reckons: a call beyond the limit is
+            refused before it runs. The store counts what really came, and keeps none beyond.
     """
 
     operator: str
@@ -90,7 +91,7 @@ class Callee:
         self.name = signature.operator
         self.nbytes = signature.nbytes
         self.operator = resolve(signature.operator)
-        self.kernel = kernel_of(self.operator)
+        self.kernel = kernel(self.operator)
         self.random = is_random(self.operator)
         self.numbered = is_numbered(self.operator)
         self.numbers = int(self.numbered)
