@@ -32,7 +32,9 @@ def autograd_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
         loss = loss_of(model(x), y)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        # Autograd would make its own 1, and a program would make one at every step.
+        one = torch.ones((), dtype=loss.dtype, device=x.device)
+        gradients = torch.autograd.grad(loss, parameters, one, allow_unused=True)
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
