@@ -1,8 +1,8 @@
 """One pass over an update: check it and add it to the exact sum, compiled by numba.
 
 What `fixed_point` does with PyTorch in several passes, for float32 and float64 on the CPU and
-with the same bits: every value is read once and every sum written once. Imported when the
-first sum is made, since numba takes 0.2 s to import.
+with the same bits: every value is read once and every sum written once. Imported only by a
+process that adds much, since numba takes half a second to import and to load what it compiled.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def local_sgd(
         # One gather an epoch: the batches are then views of neighbouring rows. By index_select,
         # which copies rows; x[order] looks up every value and takes six times as long.
         order = torch.randperm(rows, generator=orders).to(x.device)
-        in_order = (t.index_select(0, order).split(sizes) for t in (x, y))
-        for batch in zip(*in_order, strict=True):
+        bx, by = (t.index_select(0, order).split(sizes) for t in (x, y))
+        for batch in zip(bx, by, strict=True):
             step(*batch, total, -lr)
     return float(total) / (rows * epochs)

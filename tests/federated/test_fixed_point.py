@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +16,14 @@ from fedmpi.federated.fixed_point import LIMIT, ExactSum, apply_sum, unusable
 from tests.comm.worlds import same
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True, params=[0, math.inf], ids=["one pass", "several"])
+def worth(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with the compiled pass and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fixed_point, "WORTH", request.param)
+        yield
 
 
 def state_of(n: int, seed: int, scale: float = 1.0) -> list[torch.Tensor]:
@@ -106,13 +115,17 @@ def test_any_order_and_any_grouping_have_the_same_bits(updates, shuffler, worker
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e5])
-def test_one_pass_has_the_bits_of_several(dtype: torch.dtype, scale: float) -> None:
+def test_one_pass_has_the_bits_of_several(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More values than a block of the compiled pass, with zeros, infinite constants and ties."""
+    monkeypatch.setattr(fixed_point, "WORTH", 0)
     n = 3 * BLOCK + 5
     g = torch.Generator().manual_seed(7)
     start = [torch.randn(n, generator=g, dtype=torch.float64).mul_(scale).to(dtype)]
     fast, slow = ExactSum(n), ExactSum(n)
     slow._one_pass = None
+    assert fast._one_pass
     for k in range(4):
         local = [start[0] + (torch.randn(n, generator=g, dtype=dtype) * scale)]
         local[0][::7] = start[0][::7]
