@@ -7,7 +7,7 @@ loop makes some fifty signatures, and then sends a few integers per operator.
 On the wire an argument is what msgpack knows (numbers, strings, None, lists), or a map
 of one entry: {"tensor": slot}, {"number": slot}, {"scalar": [slot, dtype]},
 {"dtype": name}, {"memory_format": name}, {"complex": [real, imaginary]}; in a program also
-{"size": [a, c]}, a number that follows the batch size.
+{"size": [a, c]}, a number that follows the batch size, and {"given": k}, a number of the call.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def tensor_slots(argument: Any) -> list[int]:
     return [argument["tensor"]] if isinstance(argument, dict) and "tensor" in argument else []
 
 
-_SLOTS = ("tensor", "number", "scalar", "size")
+_SLOTS = ("tensor", "number", "scalar", "size", "given")
 
 
 def fill(argument: Any, depth: int = 0) -> Fill:
@@ -166,8 +166,8 @@ def fill(argument: Any, depth: int = 0) -> Fill:
     if len(argument) != 1:
         raise ProtocolError(f"an argument {argument!r:.80}")
     [(kind, value)] = argument.items()
-    if kind == "size":
-        return _refuse_size
+    if kind in ("size", "given"):
+        return _refuse_in_plans_only
     if kind in _SLOTS:
         slot = value[0] if kind == "scalar" and isinstance(value, list) and value else value
         if type(slot) is not int or slot < 0:
@@ -187,5 +187,5 @@ def fill(argument: Any, depth: int = 0) -> Fill:
     return lambda tensors, numbers: constant
 
 
-def _refuse_size(tensors: Sequence[torch.Tensor], numbers: Sequence[Number]) -> Any:
-    raise ProtocolError("a batch size outside a plan")
+def _refuse_in_plans_only(tensors: Sequence[torch.Tensor], numbers: Sequence[Number]) -> Any:
+    raise ProtocolError("a batch size or a number of the call outside a plan")
