@@ -3,7 +3,8 @@
     python jobs/bench_ring.py          (make bench-ring)
 
 One thread. Products of 64-bit words are exact mod 2^64 and stand beside the float64 product of
-the same shape (torch, on its BLAS), the nearest that the processor has a library for. Medians of repeats that take turns, so that a slow moment of the machine hits all of them.
+the same shape (torch, on its BLAS), the nearest that the processor has a library for. Medians of
+repeats that take turns, so that a slow moment of the machine hits all of them.
 """
 
 from __future__ import annotations

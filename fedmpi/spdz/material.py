@@ -101,7 +101,7 @@ def deal(
                 try:
                     with torch.no_grad():
                         replay(inputs, (), number)
-                except (NotImplementedError, RuntimeError) as error:
+                except (RuntimeError, TypeError, ValueError) as error:
                     raise UsageError(
                         f"plan {plan.name} cannot be dealt for beforehand: it takes masks from "
                         "outside; make it with fm.plan(masks_outside=False)"
