@@ -42,6 +42,14 @@ def secret_of(tensor: torch.Tensor) -> Secret:
     return found
 
 
+def real(tensor: torch.Tensor) -> tuple[Secret, torch.dtype]:
+    """The secret with fractional bits, and the dtype of a real function of the tensor."""
+    if tensor.dtype.is_floating_point:
+        return secret_of(tensor), tensor.dtype
+    dtype = torch.get_default_dtype()
+    return secret_of(tensor.to(dtype)), dtype
+
+
 def group_of(arguments: Iterable[Any]) -> Group:
     """The one group of all SharedTensors among the arguments.
 
