@@ -73,11 +73,14 @@ def bits_of(dtype: torch.dtype, default: int = BITS) -> int:
 
 
 def public(group: Group, tensor: torch.Tensor, bits: int) -> PointerTensor:
-    """Values that are here, in fixed point on the parties.
+    """Public values in fixed point on the parties: from here, or what all parties have drawn.
 
     Raises:
         UsageError: they are on a worker, or too large.
     """
+    if isinstance(tensor, PointerTensor) and tensor.remote.link is group:
+        there: PointerTensor = (tensor * 2.0**bits).round().to(torch.int64)
+        return there
     if isinstance(tensor, PointerTensor):
         raise UsageError(
             f"{tensor!r} met a shared tensor: share it with the same parties, or get() it first"

@@ -34,11 +34,11 @@ WAVE_BITS = 28
 the coefficients of a series add up to less than 2^5.
 """
 _DEGREE = 23
-_SAMPLES = 4000
+_SAMPLES = 1000
 
 
-def circle(angle: Tensor, waves: int) -> Tensor:
-    """cos k t and sin k t for k = 1 ... waves, where t = 2 pi angle / 2^64.
+def circle(angle: Tensor, waves: int, odd: bool = False) -> Tensor:
+    """cos k t and sin k t for k = 1 ... waves, where t = 2 pi angle / 2^64; or for odd k.
 
     All parties must find the same bits, on whatever machine: additions and multiplications of
     float64, one operator each, are the same everywhere; torch.sin and fused operators are not.
@@ -46,6 +46,7 @@ def circle(angle: Tensor, waves: int) -> Tensor:
     Args:
         angle: int64.
         waves: how many.
+        odd: for k = 1, 3, 5 ... instead.
 
     Returns:
         float64, (2, waves, *shape of the angle).
@@ -59,10 +60,14 @@ def circle(angle: Tensor, waves: int) -> Tensor:
     first.mul_(t)
     found = torch.empty(2, waves, *angle.shape, dtype=torch.float64)
     found[:, 0] = first
-    before = torch.zeros_like(first)
-    before[0] = 1
-    twice = 2 * first[0]
-    for k in range(1, waves):  # sin (k + 1) t = 2 cos t sin k t - sin (k - 1) t
+    # sin (k + s) t = 2 cos s t sin k t - sin (k - s) t, where s = 1, or 2 for odd waves.
+    if odd:
+        twice = 4 * (first[0] * first[0]) - 2
+        before = torch.stack([first[0], -first[1]])
+    else:
+        twice = 2 * first[0]
+        before = torch.stack([torch.ones_like(first[0]), torch.zeros_like(first[1])])
+    for k in range(1, waves):
         torch.mul(found[:, k - 1], twice, out=found[:, k])
         found[:, k] -= before
         before = found[:, k - 1]
@@ -82,6 +87,7 @@ class Series:
         high: the greatest one.
         period: of the first wave, longer than from low to high.
         waves: how many.
+        odd: only the first, third, fifth ... wave of the period.
     """
 
     def __init__(
@@ -91,12 +97,14 @@ class Series:
         high: float,
         period: float,
         waves: int,
+        odd: bool = False,
     ) -> None:
         self.function = function
         self.low = low
         self.high = high
         self.period = period
         self.waves = waves
+        self.odd = odd
 
     @cached_property
     def coefficients(self) -> tuple[float, Tensor, Tensor]:
@@ -104,6 +112,8 @@ class Series:
         node = (torch.arange(_SAMPLES, dtype=torch.float64) + 0.5) * (math.pi / _SAMPLES)
         x = (self.low + self.high) / 2 + (self.high - self.low) / 2 * torch.cos(node)
         k = torch.arange(1, self.waves + 1, dtype=torch.float64)
+        if self.odd:
+            k = 2 * k - 1
         angle = (math.tau / self.period) * x[:, None] * k
         basis = torch.cat([torch.ones_like(x)[:, None], torch.cos(angle), torch.sin(angle)], 1)
         # Directions in which the samples say little would only make the coefficients large.
@@ -132,7 +142,7 @@ def _angle(x: Tensor, bits: int, period: float) -> Tensor:
 def _party_series(turn: PartyTurn, name: str, x: Tensor, bits: int, out: int) -> tuple[Tensor, ...]:
     series = SERIES[name]
     c = turn.open(turn.draw(x.shape).add_(_angle(x, bits, series.period)))
-    seen = _fixed(circle(c, series.waves))
+    seen = _fixed(circle(c, series.waves, series.odd))
     z = seen.mul_(turn.dealt(seen.shape)).sum((0, 1))
     if turn.first:
         z += round(series.coefficients[0] * 2.0 ** (2 * WAVE_BITS))
@@ -143,7 +153,7 @@ def _dealer_series(
     turn: DealerTurn, name: str, x: Tensor, bits: int, out: int
 ) -> tuple[Tensor, ...]:
     series = SERIES[name]
-    cos, sin = circle(turn.draw(x.shape), series.waves)
+    cos, sin = circle(turn.draw(x.shape), series.waves, series.odd)
     shape = (series.waves, *[1] * x.dim())
     a, b = (those.view(shape) for those in series.coefficients[1:])
     turn.deal(_fixed(torch.stack([a * cos - b * sin, a * sin + b * cos])))
