@@ -10,7 +10,14 @@ from torch import nn
 import fedmpi.spdz.arithmetic
 import fedmpi.spdz.choices
 import fedmpi.spdz.convolutions
-import fedmpi.spdz.linear  # noqa: F401 - they fill the table
+import fedmpi.spdz.extremes
+import fedmpi.spdz.folding
+import fedmpi.spdz.indexing
+import fedmpi.spdz.linear
+import fedmpi.spdz.pooling
+import fedmpi.spdz.positions
+import fedmpi.spdz.powers
+import fedmpi.spdz.products_along  # noqa: F401 - they fill the table
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers
