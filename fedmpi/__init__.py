@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
+    from fedmpi.spdz.material import material as material
+    from fedmpi.spdz.sharing import share as share
     from fedmpi.tensors.hook import hook_torch as hook_torch
     from fedmpi.tensors.modules import get as get
     from fedmpi.tensors.modules import move as move
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from fedmpi.tensors.remote_worker import RemoteWorker as RemoteWorker
     from fedmpi.tensors.session import scope as scope
     from fedmpi.tensors.session import simulate as simulate
+    from fedmpi.tensors.shared import SharedTensor as SharedTensor
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,9 @@ _PLACES = {
     "move": "tensors.modules",
     "scope": "tensors.session",
     "simulate": "tensors.session",
+    "share": "spdz.sharing",
+    "material": "spdz.material",
+    "SharedTensor": "tensors.shared",
 }
 
 

@@ -25,11 +25,21 @@ def ask_for_long_turns() -> None:
     A wish: a kernel before 6.12 does not know the length of a turn, a container may refuse,
     and a system that is not Linux has neither; all is then as it was.
     """
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        _ask(os.SCHED_BATCH, int(SLICE_SECONDS * 1e9))
+
+
+def ask_for_short_turns() -> None:
+    """Takes the wish for long turns back: others wait for this thread, message by message."""
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        _ask(os.SCHED_OTHER, 0)
+
+
+def _ask(policy: int, nanoseconds: int) -> None:
     call = _SCHED_SETATTR.get(platform.machine())
-    if call is None or not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if call is None:
         return
     # struct sched_attr: size, policy, flags, nice, priority, runtime (ns), deadline, period.
     nice = os.getpriority(os.PRIO_PROCESS, 0)
-    runtime = int(SLICE_SECONDS * 1e9)
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_BATCH, 0, nice, 0, runtime, 0, 0)
+    attributes = struct.pack("=IIQiIQQQ", 48, policy, 0, nice, 0, nanoseconds, 0, 0)
     ctypes.CDLL(None).syscall(call, 0, attributes, 0)

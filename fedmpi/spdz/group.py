@@ -8,17 +8,23 @@ dealer, who is here.
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
 
+from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
+from fedmpi.spdz.material import Material
 from fedmpi.spdz.member import Dealer, Join, members
-from fedmpi.tensors.link import Learnt, Remote
+from fedmpi.spdz.owned import Split, TakeShare
+from fedmpi.spdz.stream import new_key
+from fedmpi.tensors.link import Learnt, Link, Remote
 from fedmpi.tensors.pointer import PointerTensor, call, point
+from fedmpi.tensors.record import constant
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.workers.operate import Fetch, Fetched, Put
 from fedmpi.workers.program import Program, Replay
@@ -26,10 +32,15 @@ from fedmpi.workers.signature import Callee
 
 FIRST_KEY = 2**48
 """Ids of shares start here: no link to a single worker gets so far."""
-KEY_BYTES = 16
 
 _keys = itertools.count(FIRST_KEY)
-_groups = itertools.count(1)
+MOST_AHEAD = 512 * 2**20
+"""Bytes that the dealer may have sent before it asks whether they have left."""
+
+
+def _number_of(ranks: Sequence[int]) -> int:
+    """The same for the same parties in every program, so that a saved plan fits."""
+    return int.from_bytes(sha256(repr(list(ranks)).encode()).digest()[:6], "big")
 
 
 class Numbers:
@@ -48,6 +59,13 @@ class Numbers:
 _numbers = Numbers()
 
 
+class Borrowed(Remote):
+    """An object of the group on one of its members; the group deletes it."""
+
+    def __del__(self) -> None:
+        pass
+
+
 class Group:
     """The parties of secure computations and the dealer.
 
@@ -58,6 +76,7 @@ class Group:
         number: of the group, on all members.
         links: to the parties.
         rank: for messages, in place of a worker's.
+        material: dealt beforehand, for the plan that it fits.
 
     Raises:
         UsageError: one party only, or the same worker twice.
@@ -70,16 +89,18 @@ class Group:
             raise UsageError(
                 f"parties {ranks}: a secret is shared among at least 2 different workers"
             )
-        self.number = next(_groups)
-        self.rank = "s " + ", ".join(map(str, ranks))
+        self.number = _number_of(ranks)
+        self.rank = ", ".join(map(str, ranks))
         self.ranks = ranks
-        keys = [secrets.token_bytes(KEY_BYTES) for _ in ranks]
+        keys = [new_key() for _ in ranks]
         for link, key in zip(self.links, keys, strict=True):
             link.tell(Join(self.number, ranks, key))
             link.beside.update(self.links)
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
         members()[self.number] = self.dealer
+        ask_for_short_turns()
+        self.material: Material | None = None
         self._callees: dict[int, tuple[Any, Callee | Replay]] = {}
         self._dealt: dict[int, torch.Tensor] = {}
         self._zero = self.public(torch.zeros((), dtype=torch.int64))
@@ -114,13 +135,32 @@ class Group:
         seed: int,
     ) -> None:
         """One call by all members, in the order of the program."""
-        if known.numbers:
+        material = self.material
+        if material is not None and not material.fits(known.signature):
+            material = None
+        if material is not None:
+            seed = material.take()
+        elif known.numbers:
             seed = _numbers.take(known.numbers)
         for link in self.links:
             link.call(known, tensors, numbers, results, seed)
         if self.links[0].idle:
             self.flush()
-        self._deal(known, tensors, numbers, results, seed)
+        if material is None:
+            self._deal(known, tensors, numbers, results, seed)
+        else:
+            self._hand_out(material, known, results, seed)
+
+    def _hand_out(self, material: Material, plan: Any, results: list[int], seed: int) -> None:
+        """Sends what was dealt beforehand."""
+        self.flush()
+        for step, tensors in material.frames():
+            self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        for key, there in zip(results, plan.results, strict=True):
+            if key:
+                shape, stride = there.shape, there.stride
+                nothing = torch.empty_strided(shape, stride, dtype=there.dtype, device="meta")
+                self._dealt[key] = nothing
 
     def _deal(
         self,
@@ -144,6 +184,11 @@ class Group:
             if known.numbers:
                 self.dealer.give_up(seed, known.numbers, f"the dealer failed: {error}")
             raise
+        if self.dealer.bytes_ahead > MOST_AHEAD:
+            # The dealer is far ahead: what waits here to be sent is memory.
+            self.flush()
+            self.crew.endpoint.flush()
+            self.dealer.bytes_ahead = 0
         if isinstance(made, torch.Tensor):
             made = (made,)
         for key, tensor in zip(results, made or (), strict=True):
@@ -189,13 +234,46 @@ class Group:
             raise failure
         return total
 
+    def share_object(self, pointer: PointerTensor, bits: int) -> PointerTensor:
+        """Shares of what a worker has; neither the dealer nor another party sees it.
+
+        Args:
+            pointer: to the worker's object.
+            bits: fractional bits.
+        """
+        source = pointer.remote.link
+        remote = self.make()
+        source.tell(Split(pointer.remote.key, self.ranks, remote.key, bits))
+        for link in self.links:
+            if link is not source:
+                link.tell(TakeShare(remote.key, source.rank))
+            source.beside.add(link)
+        made = point(remote, torch.empty(pointer.shape, dtype=torch.int64, device="meta"))
+        self._dealt[remote.key] = torch.empty(pointer.shape, dtype=torch.int64, device="meta")
+        return made
+
+    def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
+        """The sum of all shares on one worker, int64; nobody else sees it."""
+        total: Any = None
+        for link in self.links:
+            share = PointerTensor(Borrowed(link, shares.remote.key), shares.layout_there)
+            there: Any = share.clone() if link is target else share.give(target, keep=True)
+            total = there if total is None else total + there
+            target.beside.add(link)
+        assert isinstance(total, PointerTensor)
+        return total
+
     def public(self, tensor: torch.Tensor) -> PointerTensor:
         """The same values for every party; the dealer needs none of them."""
         remote = self.make()
+        self.tell(Put(remote.key, [], "", False), [tensor])
+        return constant(point(remote, tensor))
+
+    def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:
+        """Stores a public tensor on every party; the dealer has one without values."""
         for link in self.links:
-            link.tell(Put(remote.key, [], "", False), [tensor])
-        self._dealt[remote.key] = torch.empty_like(tensor, device="meta")
-        return point(remote, tensor)
+            link.tell(command, tensors)
+        self._dealt[command.key] = torch.empty_like(tensors[0], device="meta")
 
 
 _known: dict[tuple[int, ...], Group] = {}

@@ -2,7 +2,7 @@
 
 Arguments are addresses and counts of 64-bit words, as in BLAS: matrices with any strides, and those
 that a convolution sees in an image, then need no copies and no types of their own. The functions of
-`ring` check what they pass; nothing here does.
+`grid` and `ring` check what they pass; nothing here does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WORKSPACE = MR + MR * NR + KC * (MC + NC)
 
 
 @njit("void(i8,i8,i8,i8,i8,i8,i8)", cache=True, nogil=True)
-def pack_panel(source, across, count, terms, k, panel, width):  # type: ignore[no-untyped-def]
+def pack_panel(source, across, count, terms, k, panel, width):
     """panel[t, j] = source[across[j] + terms[t]], zero for count <= j < width.
 
     The panel is [k, width]. Runs of words that lie one after another are copied as vectors.
@@ -48,7 +48,7 @@ def pack_panel(source, across, count, terms, k, panel, width):  # type: ignore[n
 
 
 @njit("void(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)", cache=True, nogil=True)
-def multiply(  # type: ignore[no-untyped-def]
+def multiply(
     batch, m, n, k,
     a, a_batch, a_rows, a_cols,
     b, b_batch, b_rows, b_cols,
@@ -110,7 +110,7 @@ def multiply(  # type: ignore[no-untyped-def]
 
 
 @njit("void(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)", cache=True, nogil=True)
-def multiply_vector(n, k, x, x_step, w, w_k, w_n, y, y_step, keep):  # type: ignore[no-untyped-def]
+def multiply_vector(n, k, x, x_step, w, w_k, w_n, y, y_step, keep):
     """y[j] = (y[j] & keep) + sum over t < k of x[t] w[t, j], for j < n: bound by reading w once.
 
     x and y step by x_step and y_step words, w by w_k and w_n words along its two axes.

@@ -16,7 +16,7 @@ TERMS = 2048
 
 
 def split(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Limbs l with words = l0 + 2^22 l1 + 2^44 l2 mod 2^64, as float64, each at most 2^21 in size."""
+    """Float64 limbs with words = l0 + 2^22 l1 + 2^44 l2 mod 2^64, each at most 2^21 in size."""
     found = []
     for _ in range(3):
         limb = (words << (64 - BITS)) >> (64 - BITS)  # the low 22 bits with their sign
@@ -28,7 +28,7 @@ def split(words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b mod 2^64 for int64 [..., m, k] and [..., k, n], on their device."""
     total = torch.zeros((), dtype=torch.int64, device=a.device)
-    for start in range(0, a.shape[-1], TERMS):
+    for start in range(0, a.shape[-1] or 1, TERMS):  # an empty sum has a shape too
         left = split(a[..., start : start + TERMS])
         right = split(b[..., start : start + TERMS, :])
         for i in range(3):

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from fedmpi.spdz import fixed_point
+from fedmpi.spdz.flat import flat
 from fedmpi.spdz.member import Dealer, member
-from fedmpi.spdz.products import product, product_shape
+from fedmpi.spdz.products import add_product, product, product_shape
 from fedmpi.spdz.truncation import deal_truncation, finish_truncation, share_dtype
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
 from fedmpi.workers.operators import NAMESPACE, add_operator
@@ -67,7 +69,8 @@ def define(
     return operator
 
 
-def _nowhere(shape: Sequence[int]) -> Tensor:
+def nowhere(shape: Sequence[int]) -> Tensor:
+    """What the dealer has in place of shares and of what is open."""
     return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
 
 
@@ -78,7 +81,7 @@ def _deal_input(turn: DealerTurn, like: Tensor) -> Tensor:
     value, turn.dealer.input = turn.dealer.input, None
     assert value is not None, "the owner shares a value"
     turn.deal(value)
-    return _nowhere(like.shape)
+    return nowhere(like.shape)
 
 
 receive = define(
@@ -92,7 +95,7 @@ receive = define(
 
 def _deal_zeros(turn: DealerTurn, x: Tensor) -> Tensor:
     turn.deal(torch.zeros(x.shape, dtype=torch.int64))
-    return _nowhere(x.shape)
+    return nowhere(x.shape)
 
 
 refresh = define(
@@ -107,7 +110,7 @@ open_value = define(
     "open(Tensor x, int group) -> Tensor",
     lambda x: x.new_empty(x.shape),
     lambda turn, x: turn.open(x),
-    lambda turn, x: _nowhere(x.shape),
+    lambda turn, x: nowhere(x.shape),
 )
 """The value itself, for all parties to see."""
 
@@ -134,11 +137,6 @@ mask = define(
 # ---- what is public ----------------------------------------------------------------------------
 
 
-def encode(value: float, bits: int) -> int:
-    """A number in fixed point."""
-    return round(value * 2.0**bits)
-
-
 def _plus(turn: PartyTurn, x: Tensor, value: Tensor | int, shape: Sequence[int]) -> Tensor:
     """The first party adds what is public; all get new memory."""
     return (
@@ -148,11 +146,24 @@ def _plus(turn: PartyTurn, x: Tensor, value: Tensor | int, shape: Sequence[int])
     )
 
 
+def _encode(turn: PartyTurn, values: Tensor, bits: int) -> Tensor:
+    return fixed_point.encode(values, bits)
+
+
+encode_public = define(
+    "encode_public(Tensor values, int bits, int group) -> Tensor",
+    lambda values, bits: values.new_empty(values.shape, dtype=torch.int64),
+    _encode,
+    lambda turn, values, bits: nowhere(values.shape),
+)
+"""Values that all parties have made, in fixed point."""
+
+
 add_number = define(
     "add_number(Tensor x, float value, int bits, int group) -> Tensor",
     lambda x, value, bits: x.new_empty(x.shape),
-    lambda turn, x, value, bits: _plus(turn, x, encode(value, bits), x.shape),
-    lambda turn, x, value, bits: _nowhere(x.shape),
+    lambda turn, x, value, bits: _plus(turn, x, round(value * 2.0**bits), x.shape),
+    lambda turn, x, value, bits: nowhere(x.shape),
 )
 """x + value, a number known to all."""
 
@@ -160,7 +171,7 @@ add_public = define(
     "add_public(Tensor x, Tensor value, int group) -> Tensor",
     lambda x, value: x.new_empty(torch.broadcast_shapes(x.shape, value.shape)),
     lambda turn, x, value: _plus(turn, x, value, torch.broadcast_shapes(x.shape, value.shape)),
-    lambda turn, x, value: _nowhere(torch.broadcast_shapes(x.shape, value.shape)),
+    lambda turn, x, value: nowhere(torch.broadcast_shapes(x.shape, value.shape)),
 )
 """x + value, a tensor known to all."""
 
@@ -173,7 +184,7 @@ public_product = define(
     "public_product(str kind, Tensor x, Tensor y, int[] extra, int group) -> Tensor",
     lambda kind, x, y, extra: x.new_empty(product_shape(kind, x, y, extra)),
     _public_product,
-    lambda turn, kind, x, y, extra: _nowhere(product_shape(kind, x, y, extra)),
+    lambda turn, kind, x, y, extra: nowhere(product_shape(kind, x, y, extra)),
 )
 """A product of shares and a public tensor of integers, in either order."""
 
@@ -181,19 +192,31 @@ public_product = define(
 # ---- products of secrets -----------------------------------------------------------------------
 
 
-def _masked_product(
-    turn: PartyTurn, kind: str, e: Tensor, a: Tensor, f: Tensor, b: Tensor, extra: Sequence[int]
+def _add_products(
+    z: Tensor,
+    kind: str,
+    e: Tensor,
+    a: Tensor,
+    f: Tensor,
+    b: Tensor,
+    extra: Sequence[int],
+    first: bool,
 ) -> Tensor:
-    """E (B_j + [first] F) + A_j F."""
-    left = product(kind, e, b + f if turn.first else b, extra)
-    return left.add_(product(kind, a, f, extra))
+    """z + E (B_j + [first] F) + A_j F, in place."""
+    if kind == "mul" and e.shape == f.shape and all(t.is_contiguous() for t in (e, a, f, b)):
+        from fedmpi.spdz import share_kernels
+
+        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), -int(first), flat(z))
+        return z
+    add_product(z, kind, e, b + f if first else b, extra)
+    return add_product(z, kind, a, f, extra)
 
 
 def _party_product(
     turn: PartyTurn, kind: str, e: Tensor, a: Tensor, f: Tensor, b: Tensor, extra: Sequence[int]
 ) -> Tensor:
-    z = _masked_product(turn, kind, e, a, f, b, extra)
-    return z.add_(turn.dealt(z.shape))
+    z = turn.dealt(product_shape(kind, e, f, extra))
+    return _add_products(z, kind, e, a, f, b, extra, turn.first)
 
 
 def _dealer_product(
@@ -201,7 +224,7 @@ def _dealer_product(
 ) -> Tensor:
     c = product(kind, a, b, extra)
     turn.deal(c)
-    return _nowhere(c.shape)
+    return nowhere(c.shape)
 
 
 multiply = define(
@@ -220,12 +243,14 @@ def _party_scaled_product(
     a: Tensor,
     f: Tensor,
     b: Tensor,
+    plus: Tensor | None,
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
-    z = _masked_product(turn, kind, e, a, f, b, extra)
-    z += turn.draw(z.shape)
-    return _truncated(turn, z, bits)
+    z = turn.draw(product_shape(kind, e, f, extra))
+    if plus is not None:
+        z += plus << bits
+    return _truncated(turn, _add_products(z, kind, e, a, f, b, extra, turn.first), bits)
 
 
 def _dealer_scaled_product(
@@ -235,24 +260,30 @@ def _dealer_scaled_product(
     a: Tensor,
     f: Tensor,
     b: Tensor,
+    plus: Tensor | None,
     extra: Sequence[int],
     bits: int,
 ) -> tuple[Tensor, Tensor]:
-    c = product(kind, a, b, extra)
     # The parties' shares of c are all from their streams: what differs from a b is the mask of
     # the truncation, as random as any.
-    r = turn.draw(c.shape).sub_(c)
+    r = turn.draw(product_shape(kind, a, b, extra))
+    if kind == "mul" and a.shape == b.shape and a.is_contiguous() and b.is_contiguous():
+        from fedmpi.spdz import share_kernels
+
+        share_kernels.subtract_product(flat(a), flat(b), flat(r))
+    else:
+        r -= product(kind, a, b, extra)
     return _deal_truncated(turn, r, bits)
 
 
 scaled_product = define(
-    "scaled_product(str kind, Tensor e, Tensor a, Tensor f, Tensor b, int[] extra, int bits, "
-    "int group) -> (Tensor, Tensor)",
-    lambda kind, e, a, f, b, extra, bits: _two(e, product_shape(kind, e, f, extra)),
+    "scaled_product(str kind, Tensor e, Tensor a, Tensor f, Tensor b, Tensor? plus, int[] extra, "
+    "int bits, int group) -> (Tensor, Tensor)",
+    lambda kind, e, a, f, b, plus, extra, bits: _two(e, product_shape(kind, e, f, extra)),
     _party_scaled_product,
     _dealer_scaled_product,
 )
-"""As `multiply`, then divided by 2^bits; also z + r, as `truncate` gives it."""
+"""x y / 2^bits + plus, as `truncate` divides; also what was opened, x y + plus 2^bits + r."""
 
 
 # ---- truncation --------------------------------------------------------------------------------
@@ -264,15 +295,15 @@ def _truncated(turn: PartyTurn, masked: Tensor, bits: int) -> tuple[Tensor, Tens
     c = turn.open(masked)
     v = turn.dealt(c.shape)
     w = turn.dealt(c.shape, share_dtype(bits))
-    y = finish_truncation(c, v, w, bits, turn.first)
-    return y, c.sub_(HALF)
+    return finish_truncation(c, v, w, bits, turn.first), c
 
 
 def _deal_truncated(turn: DealerTurn, r: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    v, w = deal_truncation(r, bits)
-    turn.deal(v)
-    turn.deal(w)
-    return _nowhere(r.shape), r
+    v, w = turn.others(r.shape), turn.others(r.shape, share_dtype(bits))
+    deal_truncation(r, bits, v, w)
+    turn.give(v)
+    turn.give(w)
+    return nowhere(r.shape), r
 
 
 truncate = define(
@@ -288,7 +319,7 @@ scale = define(
     "scale(Tensor x, float value, int encoded, int bits, int group) -> (Tensor, Tensor)",
     lambda x, value, encoded, bits: _two(x, x.shape),
     lambda turn, x, value, encoded, bits: _truncated(
-        turn, turn.draw(x.shape).add_(x * encode(value, encoded)), bits
+        turn, turn.draw(x.shape).add_(x * round(value * 2.0**encoded)), bits
     ),
     lambda turn, x, value, encoded, bits: _deal_truncated(turn, turn.draw(x.shape), bits),
 )

@@ -129,6 +129,13 @@ def product(kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()) -> Tenso
     return _KINDS[kind].product(x, y, extra)
 
 
+def add_product(z: Tensor, kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()) -> Tensor:
+    """z + `product`, in place."""
+    if kind == "matmul":
+        return ring.matmul(x, y, accumulate_into=z)
+    return z.add_(product(kind, x, y, extra))
+
+
 def product_shape(kind: str, x: Tensor, y: Tensor, extra: Sequence[int] = ()) -> Sequence[int]:
     """The shape of `product`, from the shapes of the factors."""
     return _KINDS[kind].shape(x, y, extra)

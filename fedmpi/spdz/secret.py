@@ -6,7 +6,7 @@ later product with it, with its transpose or another view, needs no further open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from fedmpi.spdz import comparison, operators
 from fedmpi.spdz.fixed_point import decode
 from fedmpi.spdz.group import Group
-from fedmpi.tensors.pointer import PointerTensor, call
+from fedmpi.tensors.pointer import HasLink, PointerTensor, call
 
 View = Callable[[PointerTensor], PointerTensor]
 
@@ -87,6 +87,7 @@ class Secret:
         self._view = view
         self._whole = whole
         self._masked: tuple[int, Masked] | None = None
+        self._came_masked = False
 
     def __repr__(self) -> str:
         """The rest of the chain: fixed point, shares, pointers to them."""
@@ -190,6 +191,41 @@ class Secret:
         total = self.group.reveal(self.share)
         return decode(total, self.bits) if self.bits else total
 
+    def reveal_to(self, worker: HasLink) -> torch.Tensor:
+        """The value on one worker, which alone sees it."""
+        total = self.group.gather(self.share, worker.link)
+        return total.double() * 2.0**-self.bits if self.bits else total
+
+    # ---- in plans ----
+
+    @property
+    def gained_mask(self) -> bool:
+        """Whether a mask was made for it since it was made, and still holds."""
+        return self.unchanged and self._known_mask() is not None and not self._came_masked
+
+    def kind(self) -> Any:
+        """What a recording depends on, hashable."""
+        masked = self._known_mask() is not None
+        return (self.share.layout_there, self.bits, self.group.number, masked)
+
+    def pointers(self) -> list[PointerTensor]:
+        """The shares, and the mask if there is one."""
+        return [self.share, *(self._known_mask() or ())]
+
+    def standing_in(self, stand_ins: Mapping[int, PointerTensor]) -> Secret:
+        """The same of the stand-ins for its pointers, which it has lost sight of otherwise."""
+        share, *mask = (stand_ins[id(pointer)] for pointer in self.pointers())
+        found = self.new(share)
+        if mask:
+            found._masked = found.memory.version, Masked(*mask)
+            found._came_masked = True
+        return found
+
+    def made_of(self) -> Callable[[PointerTensor], Secret]:
+        """Makes secrets of the same scale."""
+        bits, group = self.bits, self.group
+        return lambda share: Secret(share, bits, group)
+
     # ---- arithmetic ----
 
     def plus(self, other: Secret) -> Secret:
@@ -204,20 +240,35 @@ class Secret:
         ours, theirs = self.with_bits(bits).share, other.with_bits(bits).share
         return self.new(call(torch.ops.aten.sub.Tensor, (ours, theirs), {}), bits)
 
-    def times(self, other: Secret, kind: str = "mul", extra: Sequence[int] = ()) -> Secret:
-        """A product, at the finer scale of the two factors."""
+    def times(
+        self,
+        other: Secret,
+        kind: str = "mul",
+        extra: Sequence[int] = (),
+        plus: Secret | None = None,
+    ) -> Secret:
+        """A product, at the finer scale of the two factors, and a sum with a third one.
+
+        What is added before the truncation is part of what is opened for it: the sign of the
+        sum then needs no opening of its own.
+        """
         if kind == "mul" and self.parts:
             return other.chosen_by(self.parts)
         if kind == "mul" and other.parts:
             return self.chosen_by(other.parts)
         (a, e), (b, f) = self.masked(), other.masked()
         bits = min(self.bits, other.bits)
-        arguments = (kind, e, a, f, b, list(extra))
-        if not bits:
-            share = self.operate(operators.multiply, *arguments)
-            return self.new(share, max(self.bits, other.bits))
-        share, c = self.operate(operators.scaled_product, *arguments, bits)
-        return self.new(share, max(self.bits, other.bits), opened=Opened(c, bits))
+        finer = max(self.bits, other.bits)
+        if not bits or (plus is not None and plus.bits != finer):
+            share = self.operate(operators.multiply, kind, e, a, f, b, list(extra))
+            found = self.new(share, self.bits + other.bits)
+            found = found.cut(bits) if bits else found
+            return found.plus(plus) if plus else found
+        added = plus.share if plus else None
+        share, c = self.operate(
+            operators.scaled_product, kind, e, a, f, b, added, list(extra), bits
+        )
+        return self.new(share, finer, opened=Opened(c, bits))
 
     def times_public(
         self,

@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, overload
+from collections.abc import Sequence
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
 
-import fedmpi.spdz.activations
-import fedmpi.spdz.arithmetic
-import fedmpi.spdz.choices
-import fedmpi.spdz.convolutions
-import fedmpi.spdz.exponentials
-import fedmpi.spdz.functions
-import fedmpi.spdz.linear
-import fedmpi.spdz.losses
-import fedmpi.spdz.normalisation
-import fedmpi.spdz.roots
-import fedmpi.spdz.softmax  # noqa: F401 - they fill the table
+import fedmpi.spdz.table  # noqa: F401 - operators on shared tensors
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers
 from fedmpi.spdz.lift import bits_of, lift
 from fedmpi.spdz.secret import Secret
 from fedmpi.tensors.modules import with_tensors
+from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.tensors.shared import SharedTensor
 
 M = TypeVar("M", bound=nn.Module)
 
 
+Shareable = torch.Tensor | Sequence[torch.Tensor]
+
+
 @overload
-def share(what: M, *workers: RemoteWorker, bits: int = BITS) -> M: ...
+def share(what: M, *workers: RemoteWorker, bits: int = BITS, dim: int = 0) -> M: ...
 @overload
-def share(what: torch.Tensor, *workers: RemoteWorker, bits: int = BITS) -> SharedTensor: ...
 def share(
-    what: nn.Module | torch.Tensor, *workers: RemoteWorker, bits: int = BITS
+    what: Shareable, *workers: RemoteWorker, bits: int = BITS, dim: int = 0
+) -> SharedTensor: ...
+def share(
+    what: nn.Module | Shareable, *workers: RemoteWorker, bits: int = BITS, dim: int = 0
 ) -> nn.Module | SharedTensor:
     """Shares a tensor, or all tensors of a module, among workers.
 
     Args:
-        what: values that are here, or a module. The result of a module is a copy of it whose
-            parameters and buffers are shared.
+        what: values that are here; a pointer to a worker's data, which that worker then shares
+            without anybody else seeing it; several of these, which are joined; or a module. The
+            result of a module is a copy of it whose parameters and buffers are shared.
         workers: the parties, at least two.
         bits: fractional bits of the fixed-point representation.
+        dim: along which several tensors are joined: 0 if each worker contributes rows.
+
+    Returns:
+        What was shared; a leaf that requires grad if `what` does.
 
     Raises:
         UsageError: values that are too large or NaN, fewer than two parties, or too many bits.
@@ -53,9 +55,23 @@ def share(
     group = group_of_workers(workers)
     if isinstance(what, nn.Module):
         return with_tensors(what, lambda tensor: _share(tensor, group, bits))
-    return _share(what, group, bits).requires_grad_(what.requires_grad)
+    if isinstance(what, torch.Tensor):
+        shared = _share(what, group, bits)
+        shared.requires_grad_(what.requires_grad)
+        return shared
+    if not what:
+        raise UsageError("share() was given an empty list of tensors")
+    joined = torch.cat([_share(tensor, group, bits) for tensor in what], dim)
+    assert isinstance(joined, SharedTensor)
+    return joined
 
 
-def _share(tensor: torch.Tensor, group: Group, bits: int) -> Any:
+def _share(tensor: torch.Tensor, group: Group, bits: int) -> SharedTensor:
+    if isinstance(tensor, SharedTensor):
+        raise UsageError(f"{tensor!r} is shared already: refresh() gives it other shares")
     scale = bits_of(tensor.dtype, bits)
-    return lift(Secret(group.share(encode(tensor, scale)), scale, group), tensor.dtype)
+    if isinstance(tensor, PointerTensor):
+        shares = group.share_object(tensor, scale)
+    else:
+        shares = group.share(encode(tensor, scale))
+    return lift(Secret(shares, scale, group), tensor.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
@@ -45,7 +46,7 @@ class Stream:
         self, t: int, shape: Sequence[int] | int, dtype: torch.dtype = torch.int64
     ) -> Tensor:
         """A CPU tensor of an integer dtype, uniform over all of its values."""
-        return self.fill(t, torch.empty(shape, dtype=dtype))
+        return self.fill(t, torch.empty(shape, dtype=dtype, device="cpu"))
 
     def fill(self, t: int, out: Tensor) -> Tensor:
         """Overwrite a contiguous CPU tensor of an integer dtype with the next words of t."""
@@ -60,7 +61,7 @@ class Stream:
             self._cipher.reset_nonce(t.to_bytes(8, "big") + bytes(8))
         if out.numel() == 0:
             return out
-        memory = memoryview(out.numpy().reshape(-1)).cast("B")
+        memory = out.numpy().reshape(-1).view(np.uint8).data
         for start in range(0, len(memory), _PIECE):
             piece = memory[start : start + _PIECE]
             self._cipher.update_into(_ZEROS[: len(piece)], piece)

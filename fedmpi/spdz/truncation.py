@@ -14,23 +14,34 @@ from __future__ import annotations
 
 import torch
 
+from fedmpi.spdz.flat import flat
+
 _LOW = 2**63 - 1
 
 
 def share_dtype(bits: int) -> torch.dtype:
-    """Of the shares of w: the shortest that has so many bits."""
-    return torch.int16 if bits <= 16 else torch.int32 if bits <= 32 else torch.int64
+    """Of the shares of w: the shorter one that has so many bits."""
+    return torch.int16 if bits <= 16 else torch.int64
 
 
-def deal_truncation(r: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values v and w of which the parties need shares.
+def truncation_parts(r: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values v and w of which the parties have shares."""
+    high = (r >> 63) & 1
+    return (high << (63 - bits)) - ((r & _LOW) >> bits), high.to(share_dtype(bits))
+
+
+def deal_truncation(r: torch.Tensor, bits: int, v: torch.Tensor, w: torch.Tensor) -> None:
+    """What the last party needs, so that the parties have shares of v and w.
 
     Args:
         r: int64, the mask.
         bits: f, 1 to 61.
+        v: int64, the sum of the other parties' shares; becomes the last one's.
+        w: likewise, of `share_dtype`.
     """
-    high = (r >> 63) & 1
-    return (high << (63 - bits)) - ((r & _LOW) >> bits), high.to(share_dtype(bits))
+    from fedmpi.spdz import share_kernels
+
+    share_kernels.deal_truncation(flat(r), bits, flat(v), flat(w))
 
 
 def finish_truncation(
@@ -39,14 +50,13 @@ def finish_truncation(
     """A party's share of the quotient.
 
     Args:
-        c: int64, opened.
-        v: int64, this party's share of what the dealer dealt.
+        c: int64, as it was opened; loses the 2^62.
+        v: int64, this party's share of what the dealer dealt; becomes the result.
         w: likewise, of `share_dtype`.
         bits: f.
         first: whether this is the first party.
     """
-    y = v - ((w.to(torch.int64) << (64 - bits)) & (c >> 63))
-    if first:
-        y += (c >> bits) & ((1 << (64 - bits)) - 1)
-        y -= 1 << (62 - bits)
-    return y
+    from fedmpi.spdz import share_kernels
+
+    share_kernels.finish_truncation(flat(c), flat(v), flat(w), bits, -int(first))
+    return v

@@ -32,7 +32,7 @@ class PartyTurn:
 
     def draw(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """This party's share of a uniformly random value: from its own stream."""
-        return self.party.stream.uniform(self.number, shape, dtype)
+        return self.party.stream_of(self.number).uniform(self.number, shape, dtype)
 
     def dealt(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """This party's share of a value that the dealer chose: from its stream or, for the last
@@ -113,22 +113,42 @@ class DealerTurn:
             total ^= stream.uniform(self.number, shape, dtype)
         return total
 
+    def others(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """The sum of the shares that all but the last party draw of a value to be dealt."""
+        first, *others = self.dealer.streams[:-1]
+        total = first.uniform(self.number, shape, dtype)
+        for stream in others:
+            total += stream.uniform(self.number, shape, dtype)
+        return total
+
+    def others_mixed(self, shape: Shape, words: int) -> torch.Tensor:
+        """As `others`, of which the first words are shared by exclusive or."""
+        first, *others = self.dealer.streams[:-1]
+        total = first.uniform(self.number, shape)
+        for stream in others:
+            share = stream.uniform(self.number, shape)
+            total[:words] ^= share[:words]
+            total[words:] += share[words:]
+        return total
+
+    def give(self, share: torch.Tensor) -> None:
+        """The last party's share of a value to be dealt."""
+        self._corrections.append(share)
+
     def deal(self, value: torch.Tensor) -> None:
         """Shares a value: all but the last party draw, and the last one gets the rest."""
-        rest = value.contiguous()
-        for stream in self.dealer.streams[:-1]:
-            rest = rest - stream.uniform(self.number, value.shape, value.dtype)
-        self._corrections.append(rest)
+        self.give(torch.sub(value, self.others(value.shape, value.dtype)))
 
     def deal_bits(self, value: torch.Tensor) -> None:
         """As `deal`, by exclusive or."""
-        rest = value.contiguous()
+        rest = value
         for stream in self.dealer.streams[:-1]:
             rest = rest ^ stream.uniform(self.number, value.shape, value.dtype)
-        self._corrections.append(rest)
+        self.give(rest)
 
     def end(self) -> None:
         """Sends the last party what was dealt."""
         if self._corrections:
             last = self.dealer.ranks[-1]
+            self.dealer.bytes_ahead += sum(tensor.nbytes for tensor in self._corrections)
             self.dealer.send(last, Channel.DEALING, self.number, self._corrections)

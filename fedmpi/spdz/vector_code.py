@@ -9,6 +9,9 @@ does not, LLVM would build each product of three 32-bit multiplies, two shifts a
 Instead two sums are kept: low x low in 64-bit lanes (vpmuludq), and the two cross terms, which
 matter only mod 2^32, in 32-bit lanes (one vpmulld of the halves of b by the swapped halves of a);
 they meet once, after the loop.
+
+numba's cache watches the files of the kernels and the kind of CPU, not this file: touch
+`kernels.py` and `bit_kernels.py` after a change here.
 """
 
 from __future__ import annotations
@@ -72,9 +75,32 @@ copy_row = _copy(NR)
 copy_four = _copy(4)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(_WIDE, ir.Undefined)
-    lanes = ir.Constant(ir.VectorType(_I32, _LANES), None)
+@intrinsic
+def swap_bits(typing_context: Any, above: Any, below: Any, step: Any, low: Any) -> Any:
+    """Swap, in eight words at two addresses, the high bits of the one with the low of the other.
+
+    t = ((above >> step) ^ below) & low; below ^= t; above ^= t << step.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(_I64, 8)
+        places = [builder.inttoptr(x, vector.as_pointer()) for x in args[:2]]
+        step, low = (_splat(builder, x, vector) for x in args[2:])
+        above, below = (builder.load(place) for place in places)
+        above.align = below.align = 8
+        swapped = builder.and_(builder.xor(builder.lshr(above, step), below), low)
+        new = builder.xor(above, builder.shl(swapped, step)), builder.xor(below, swapped)
+        for value, place in zip(new, places, strict=True):
+            store = builder.store(value, place)
+            store.align = 8
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), code
+
+
+def _splat(builder: Any, scalar: Any, vector: Any = _WIDE) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    lanes = ir.Constant(ir.VectorType(_I32, vector.count), None)
     one = builder.insert_element(undefined, scalar, _I32(0))
     return builder.shuffle_vector(one, undefined, lanes)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedmpi.errors import UsageError
 from fedmpi.tensors.pointer import HasLink, PointerTensor
+from fedmpi.tensors.shared import SharedTensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,7 +52,7 @@ def get(what: M) -> M: ...
 @overload
 def get(what: torch.Tensor) -> torch.Tensor: ...
 def get(what: nn.Module | torch.Tensor) -> nn.Module | torch.Tensor:
-    """The values of a pointer, or a copy of a module with the values of all its pointers, here."""
+    """The values of a pointer or a shared tensor, or a copy of a module with all of its, here."""
     if isinstance(what, nn.Module):
         return with_tensors(what, get)
-    return what.get() if isinstance(what, PointerTensor) else what.clone()
+    return what.get() if isinstance(what, PointerTensor | SharedTensor) else what.clone()

@@ -32,6 +32,7 @@ from fedmpi.tensors.passes import cancel_transposes, drop_dead, fuse_updates, me
 from fedmpi.tensors.pointer import HasLink, PointerTensor, point
 from fedmpi.tensors.record import NewState, Output, is_elsewhere, leaves, record
 from fedmpi.tensors.recorded_plan import RecordedPlan, place_of
+from fedmpi.tensors.shared import SharedTensor
 from fedmpi.workers.operate import Put
 
 
@@ -44,15 +45,22 @@ class Plan:
         fuse: also make it faster in ways that change results within float rounding.
         dynamic: one program for all batch sizes from 2 up: for tensors among the arguments
             whose first dimension is that of the first one.
+        masks_outside: shared parameters that it does not change are masked once, not in every
+            run; what is dealt for beforehand has all masks inside.
     """
 
     def __init__(
-        self, function: Callable[..., Any], fuse: bool = True, dynamic: bool = False
+        self,
+        function: Callable[..., Any],
+        fuse: bool = True,
+        dynamic: bool = False,
+        masks_outside: bool = True,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.fuse = fuse
         self.dynamic = dynamic
+        self.masks_outside = masks_outside
         self._recorded: dict[tuple[Any, ...], tuple[RecordedPlan, Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -65,13 +73,14 @@ class Plan:
             UsageError: tensors of several workers, or of a worker and here; or the function
                 cannot be recorded.
         """
-        inputs, link = _settled(arguments)
         try:
-            recorded, returned = self._record(arguments, inputs)
+            inputs, link, recorded, returned = self._ready(arguments)
         except NewState:
             # An optimiser's first step makes its states: operator by operator, this time.
             return self.function(*arguments)
-        return fill_outputs(returned, recorded.run(inputs, link))
+        made = recorded.run(inputs, link)
+        _forget_masks(arguments, [inputs[k] for k in recorded.states if k < len(inputs)])
+        return fill_outputs(returned, made)
 
     def record(self, *arguments: Any) -> RecordedPlan:
         """The program for such arguments, whose tensors are its inputs in order.
@@ -81,7 +90,7 @@ class Plan:
                 makes new states.
         """
         try:
-            return self._record(arguments, _settled(arguments)[0])[0]
+            return self._ready(arguments)[2]
         except NewState:
             raise UsageError(
                 f"plan {self.name} makes new tensors in its arguments, as an optimiser's first "
@@ -101,20 +110,28 @@ class Plan:
         """Of the function."""
         return self.function.__name__
 
-    def _record(
-        self, arguments: Sequence[Any], inputs: Sequence[torch.Tensor]
-    ) -> tuple[RecordedPlan, Any]:
+    def _ready(
+        self, arguments: Sequence[Any]
+    ) -> tuple[list[torch.Tensor], Link | None, RecordedPlan, Any]:
+        """The inputs, where they are, what is to run, and what it returns."""
+        inputs, link = _settled(arguments)
         batch = _batch(arguments) if self.dynamic else []
         ids = [id(t) for t in batch]
         key = tuple(_kind_of_batch(a) if id(a) in ids else kind_of(a) for a in arguments)
         found = self._recorded.get(key)
         if found is None:
-            found = self._recorded[key] = self._make(arguments, inputs, ids)
-        return found
+            recorded, returned, masked = self._make(arguments, inputs, ids)
+            if masked and self.masks_outside:
+                # What does not change is masked once, not in every run: recorded anew.
+                for tensor in masked:
+                    tensor.secret.masked()
+                return self._ready(arguments)
+            found = self._recorded[key] = recorded, returned
+        return inputs, link, *found
 
     def _make(
         self, arguments: Sequence[Any], inputs: Sequence[torch.Tensor], batch: list[int]
-    ) -> tuple[RecordedPlan, Any]:
+    ) -> tuple[RecordedPlan, Any, list[SharedTensor]]:
         recordings = []
         for more in STEPS if batch else STEPS[:1]:
             layouts = [
@@ -123,17 +140,27 @@ class Plan:
             ]
             recordings.append(record(self.function, arguments, inputs, layouts))
         after = [optimised(recording.assembled, self.fuse) for recording in recordings]
-        returned = recordings[0].returned
+        returned, captured = recordings[0].returned, recordings[0].captured
         if not batch:
-            return recorded_plan(self.name, after[0]), returned
+            plan = recorded_plan(self.name, after[0], captured)
+            written = {id(inputs[k]) for k in plan.states if k < len(inputs)}
+            masked = [t for t in recordings[0].masked if id(t.secret.share) not in written]
+            return plan, returned, masked
+        if captured:
+            raise UsageError(
+                "a plan for all batch sizes cannot hold tensors from outside: leave dynamic=True "
+                "out"
+            )
         [first, *_] = [k for k, t in enumerate(inputs) if id(t) in batch]
         sizes = [inputs[first].shape[0] + more for more in STEPS]
-        return RecordedPlan(self.name, *generalise(after, sizes, first)), returned
+        return RecordedPlan(self.name, *generalise(after, sizes, first)), returned, []
 
 
 def _batch(arguments: Sequence[Any]) -> list[torch.Tensor]:
     """The arguments that grow with the batch; none if it is too small to tell."""
     tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.dim()]
+    if any(isinstance(t, SharedTensor) for t in tensors):
+        return []  # its gradients' shapes stand in the program
     found = [t for t in tensors if t.shape[0] == tensors[0].shape[0] and t.is_contiguous()]
     return found if found and found[0].shape[0] > 1 else []
 
@@ -157,19 +184,33 @@ def optimised(assembled: Assembled, fuse: bool) -> Assembled:
     return assembled._replace(program=renumber(program))
 
 
-def recorded_plan(name: str, assembled: Assembled) -> RecordedPlan:
+def recorded_plan(
+    name: str, assembled: Assembled, constants: Sequence[PointerTensor] = ()
+) -> RecordedPlan:
     """A plan for inputs of one kind."""
     inputs = [assembled.registers[k] for k in range(assembled.program.inputs)]
-    return RecordedPlan(name, assembled.program, inputs, assembled.results)
+    return RecordedPlan(name, assembled.program, inputs, assembled.results, constants)
 
 
 def plan(
-    function: Callable[..., Any] | None = None, *, fuse: bool = True, dynamic: bool = False
+    function: Callable[..., Any] | None = None,
+    *,
+    fuse: bool = True,
+    dynamic: bool = False,
+    masks_outside: bool = True,
 ) -> Any:
     """Decorator: see `Plan`."""
     if function is None:
-        return functools.partial(plan, fuse=fuse, dynamic=dynamic)
-    return Plan(function, fuse, dynamic)
+        return functools.partial(plan, fuse=fuse, dynamic=dynamic, masks_outside=masks_outside)
+    return Plan(function, fuse, dynamic, masks_outside)
+
+
+def _forget_masks(arguments: Sequence[Any], written: Sequence[torch.Tensor]) -> None:
+    """What was known of the shares that a plan has changed is not true any more."""
+    ids = {id(pointer) for pointer in written}
+    for tensor in leaves(arguments):
+        if isinstance(tensor, SharedTensor) and id(tensor.secret.share) in ids:
+            tensor.secret.changed()
 
 
 def inputs_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
@@ -177,7 +218,8 @@ def inputs_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     for tensor in leaves(arguments):
         if is_elsewhere(tensor):
-            found.setdefault(id(tensor), tensor)
+            for own in tensor.pointers() if isinstance(tensor, SharedTensor) else (tensor,):
+                found.setdefault(id(own), own)
     return list(found.values())
 
 
@@ -217,6 +259,8 @@ def _count_there(arguments: Sequence[Any], link: Link) -> bool:
 def kind_of(value: Any) -> Any:
     """What the recording depends on, hashable."""
     if isinstance(value, torch.Tensor):
+        if isinstance(value, SharedTensor):
+            return (value.secret.kind(), value.dtype, value.requires_grad)
         if isinstance(value, PointerTensor):
             return (value.layout_there, value.requires_grad)
         if value.dim():
@@ -250,7 +294,8 @@ def kind_of(value: Any) -> Any:
 
 def fill_outputs(tree: Any, made: Sequence[torch.Tensor]) -> Any:
     if isinstance(tree, Output):
-        return made[tree.at]
+        pointer: Any = made[tree.at]
+        return tree.shared(pointer) if tree.shared else pointer
     if isinstance(tree, list | tuple):
         return type(tree)(fill_outputs(v, made) for v in tree)
     if isinstance(tree, dict):

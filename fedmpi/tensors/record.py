@@ -21,7 +21,9 @@ from fedmpi.tensors.assemble import Assembled, Recorded, assemble
 from fedmpi.tensors.calls import Known
 from fedmpi.tensors.layout import Layout
 from fedmpi.tensors.link import Remote
+from fedmpi.tensors.making import MakingThere
 from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.tensors.shared import SharedTensor
 
 
 class Recording(NamedTuple):
@@ -30,17 +32,27 @@ class Recording(NamedTuple):
     Attributes:
         assembled: its program.
         returned: what it returned, with an `Output` in place of each tensor.
+        captured: constants that it sent: inputs after those that are given.
+        masked: SharedTensors of modules that got a mask in it and are not changed by it.
     """
 
     assembled: Assembled
     returned: Any
+    captured: list[PointerTensor]
+    masked: list[SharedTensor]
 
 
 @dataclass(frozen=True)
 class Output:
-    """In place of a tensor that the function returned."""
+    """In place of a tensor that the function returned.
+
+    Attributes:
+        at: position among the outputs.
+        shared: makes a SharedTensor of the pointer to its shares.
+    """
 
     at: int
+    shared: Callable[[PointerTensor], SharedTensor] | None = None
 
 
 class Recorder:
@@ -51,6 +63,15 @@ class Recorder:
     def __init__(self) -> None:
         self.made = 0
         self.calls: list[Recorded] = []
+        self.captured: dict[int, PointerTensor] = {}
+
+    def capture(self, constant: PointerTensor) -> PointerTensor:
+        """A stand-in for a constant that the function sent where the program is to run: it
+        becomes one of the program's inputs.
+        """
+        pointer = PointerTensor(self.make(), constant.layout_there)
+        self.captured[pointer.remote.key] = constant
+        return pointer
 
     def release(self, key: int) -> None:
         """Nothing to delete: nothing was made."""
@@ -104,7 +125,7 @@ def leaves(value: Any) -> Iterator[torch.Tensor]:
 
 def is_elsewhere(tensor: torch.Tensor) -> bool:
     """Whether a leaf becomes an input: local 0-dim tensors are numbers of the program's own."""
-    return isinstance(tensor, PointerTensor) or tensor.dim() > 0
+    return isinstance(tensor, PointerTensor | SharedTensor) or tensor.dim() > 0
 
 
 def record(
@@ -129,18 +150,47 @@ def record(
     stand_ins: dict[int, Any] = {}
     for tensor, there in zip(inputs, layouts, strict=True):
         stand_ins[id(tensor)] = stand_in(recorder, tensor, there)
+    shared = {id(t): t for t in leaves(arguments) if isinstance(t, SharedTensor)}
+    stand_ins |= {key: t.standing_in(stand_ins) for key, t in shared.items()}
     copied = copy.deepcopy(tuple(arguments), stand_ins)
     # The seeds that pointers draw at random operators stay out of the program.
-    with torch.random.fork_rng(devices=[]), _as_if_compiling(copied):
+    forked = torch.random.fork_rng(devices=[])
+    with forked, _as_if_compiling(copied), MakingThere(recorder), recording(recorder):
         returned = function(*copied)
+    known = {k + 1: there for k, there in enumerate(layouts)}
     for tensor in leaves(copied):
-        if isinstance(tensor, PointerTensor) and tensor.remote.key > len(inputs):
+        own = tensor.secret.share if isinstance(tensor, SharedTensor) else tensor
+        if isinstance(own, PointerTensor) and own.remote.key not in known:
             raise NewState
     _refuse_counting(arguments, copied)
     outputs: list[PointerTensor] = []
     tree = take_outputs(returned, outputs)
-    known = {k + 1: there for k, there in enumerate(layouts)}
-    return Recording(assemble(recorder.calls, known, [p.remote.key for p in outputs]), tree)
+    known |= {key: constant.layout_there for key, constant in recorder.captured.items()}
+    masked = [
+        shared[key]
+        for key in {id(t) for a in arguments if isinstance(a, nn.Module) for t in leaves(a)}
+        if key in shared and stand_ins[key].secret.gained_mask
+    ]
+    assembled = assemble(recorder.calls, known, [p.remote.key for p in outputs])
+    return Recording(assembled, tree, list(recorder.captured.values()), masked)
+
+
+_recorders: list[Recorder] = []
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Makes a recorder the one that constants are told to."""
+    _recorders.append(recorder)
+    try:
+        yield
+    finally:
+        _recorders.pop()
+
+
+def constant(pointer: PointerTensor) -> PointerTensor:
+    """A constant that was sent just now; while a program is recorded, its stand-in there."""
+    return _recorders[-1].capture(pointer) if _recorders else pointer
 
 
 @contextmanager
@@ -187,6 +237,9 @@ def take_outputs(value: Any, outputs: list[PointerTensor]) -> Any:
     if isinstance(value, PointerTensor):
         outputs.append(value)
         return Output(len(outputs) - 1)
+    if isinstance(value, SharedTensor):
+        outputs.append(value.secret.share)
+        return Output(len(outputs) - 1, value.made_of())
     if isinstance(value, list | tuple):
         return type(value)(take_outputs(v, outputs) for v in value)
     if isinstance(value, dict):

@@ -33,6 +33,7 @@ class RecordedPlan:
         program: what a worker runs.
         inputs: layouts, in order.
         results: of each output, its layout, or the number of the input that it is.
+        constants: its last inputs, which it brings along.
 
     Attributes:
         number: under which workers learn it.
@@ -47,10 +48,12 @@ class RecordedPlan:
         program: Program,
         inputs: Sequence[Layout | Growing],
         results: Sequence[Layout | Growing | int],
+        constants: Sequence[PointerTensor] = (),
     ) -> None:
         self.name = name
         self.signature = program
-        self.inputs = tuple(inputs)
+        self.inputs = tuple(inputs[: len(inputs) - len(constants)])
+        self.constants = tuple(constants)
         self.results = tuple(results)
         self.states = tuple(written_inputs(program))
         # Known operators count from 0 up, plans from -1 down.
@@ -100,7 +103,8 @@ class RecordedPlan:
             else:
                 made.append(inputs[result])
                 keys.append(0)
-        pointers = [t.remote.key for t in inputs if isinstance(t, PointerTensor)]
+        given = (*inputs, *self.constants)
+        pointers = [t.remote.key for t in given if isinstance(t, PointerTensor)]
         link.call(self, pointers, [], keys, seed)
         return made
 
@@ -121,8 +125,13 @@ class RecordedPlan:
         """Writes it to a file: msgpack, no code.
 
         Raises:
-            UsageError: the file cannot be written.
+            UsageError: the file cannot be written, or the plan brings constants along.
         """
+        if self.constants:
+            raise UsageError(
+                f"plan {self.name} holds {len(self.constants)} tensors from outside, which are not "
+                "saved: make them its arguments"
+            )
         content = _File(
             FORMAT,
             VERSION,

@@ -7,7 +7,7 @@ room of secure computation fills.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 
 from fedmpi.config import nearest
 from fedmpi.errors import UsageError
+from fedmpi.tensors.pointer import HasLink, PointerTensor
 
 Secure = Callable[..., Any]
 
@@ -57,18 +58,44 @@ class SharedTensor(torch.Tensor):
     ) -> Any:
         return secure(func)(*args, **(kwargs or {}))
 
-    def reveal(self) -> torch.Tensor:
-        """The values, here; waits for the parties.
+    def reveal(self, to: HasLink | None = None) -> torch.Tensor:
+        """The values: here, after a wait for the parties, or on one worker.
+
+        Args:
+            to: the worker that gets the values; nobody else sees them then.
 
         Raises:
             RemoteError: a party has failed, or keeps its share private.
         """
-        values: torch.Tensor = self.secret.reveal().to(self.dtype)
-        return values.requires_grad_(self.requires_grad and self.is_leaf)
+        secret = self.secret
+        values: torch.Tensor = secret.reveal() if to is None else secret.reveal_to(to)
+        return values.to(self.dtype).requires_grad_(self.requires_grad and self.is_leaf)
 
     def get(self) -> torch.Tensor:
         """As `reveal`: the word that pointers have for it."""
         return self.reveal()
+
+    def pointers(self) -> list[PointerTensor]:
+        """What a plan needs of it: its shares, and its mask if there is one."""
+        found: list[PointerTensor] = self.secret.pointers()
+        return found
+
+    def made_of(self) -> Callable[[PointerTensor], SharedTensor]:
+        """Makes SharedTensors of the same scale and dtype of pointers to other shares."""
+        like, dtype = self.secret.made_of(), self.dtype
+        return lambda share: SharedTensor(like(share), dtype)
+
+    def standing_in(self, stand_ins: Mapping[int, PointerTensor]) -> SharedTensor:
+        """The same of other pointers.
+
+        Args:
+            stand_ins: for each of `pointers`, by its `id`.
+        """
+        shared = SharedTensor(self.secret.standing_in(stand_ins), self.dtype)
+        if isinstance(self, torch.nn.Parameter):
+            return torch.nn.Parameter(shared, self.requires_grad)  # type: ignore[return-value]
+        shared.requires_grad_(self.requires_grad)
+        return shared
 
     def __repr__(  # type: ignore[override]
         self, *, tensor_contents: Any = None
