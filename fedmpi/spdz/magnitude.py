@@ -21,7 +21,7 @@ from operator import xor
 
 import torch
 
-from fedmpi.spdz.operators import nowhere, define
+from fedmpi.spdz.operators import define, nowhere
 from fedmpi.spdz.secret import Secret
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
 from fedmpi.tensors.pointer import PointerTensor, call
