@@ -101,7 +101,6 @@ class Group:
             link.groups.append(self)
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
-        members()[self.number] = self.dealer
         ask_for_short_turns()
         self.material: Material | None = None
         self.last_key = 0
@@ -189,6 +188,8 @@ class Group:
             # With the signature: its id could be another's, once it has gone.
             kept = self._callees[id(signature)] = signature, callee
         callee = kept[1]
+        # Two jobs of one process may have groups of the same number.
+        members()[self.number] = self.dealer
         try:
             with torch.no_grad():
                 made = callee([self._dealt[key] for key in tensors], numbers, seed)
@@ -297,6 +298,6 @@ def group_of_workers(workers: Sequence[RemoteWorker]) -> Group:
     found = _known.get(key)
     if found is None or not found.open:
         for ended in [k for k, group in _known.items() if not group.open]:
-            members().pop(_known.pop(ended).number, None)
+            del _known[ended]
         found = _known[key] = Group(workers)
     return found
