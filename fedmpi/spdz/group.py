@@ -165,8 +165,12 @@ class Group:
     def _hand_out(self, material: Material, plan: Any, results: list[int], seed: int) -> None:
         """Sends what was dealt beforehand."""
         self.flush()
-        for step, tensors in material.frames():
-            self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        try:
+            for step, tensors in material.frames():
+                self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        except BaseException as error:
+            self.dealer.give_up(seed, plan.numbers, f"the dealer failed: {error}")
+            raise
         for key, there in zip(results, plan.results, strict=True):
             if key:
                 shape, stride = there.shape, there.stride

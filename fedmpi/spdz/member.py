@@ -6,15 +6,14 @@ the other parties; the dealer, on rank 0, knows the masks and nothing else, and 
 last party what its share of correlated randomness has to be (`../shared/spdz.md` calls it
 the correction). No party ever asks for anything.
 
-A call is known by its number, which is the same for all. Whatever comes from another number is
-an error on its way out: what is older is dropped, what is newer shows that its sender has
-given up on this call.
+A call is known by its number, which is the same for all. Who cannot make a call says so to those
+who may wait for it. So whoever waits for a call's frame from another member gets it, or hears that
+there will be none; whatever comes before is left over from calls that failed, and is dropped.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -91,7 +90,6 @@ class Member:
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int]) -> None:
         self.endpoint = endpoint
         self.ranks = tuple(ranks)
-        self._early: dict[tuple[int, int], deque[Frame]] = {}
 
     def send(self, rank: int, channel: Channel, number: int, tensors: list[torch.Tensor]) -> None:
         """Sends what belongs to a call; the tensors must not change afterwards."""
@@ -127,9 +125,17 @@ class Party(Member):
         return self.offline if number >= FIRST_OFFLINE else self.stream
 
     def give_up(self, number: int, numbers: int, why: str) -> None:
-        """Tells the other parties."""
+        """Tells the other parties, and asks for nothing that they may have sent for these calls."""
+
+        def wanted(frame: Frame) -> bool:
+            # Calls dealt for beforehand have numbers in no order.
+            return not number <= _decode(frame).number < number + numbers
+
         for rank in self.others:
             self.endpoint.send(rank, Channel.OPENING, GivenUp(number, numbers, why))
+            self.endpoint.take_in(rank, Channel.OPENING, wanted)
+        if self.last:
+            self.endpoint.take_in(OWNER, Channel.DEALING, wanted)
 
     def receive(self, rank: int, channel: Channel, number: int) -> list[torch.Tensor]:
         """The tensors that another member sends for a call.
@@ -137,16 +143,14 @@ class Party(Member):
         Raises:
             Broken: it has given up on that call.
         """
-        early = self._early.setdefault((rank, channel), deque())
         while True:
-            frame = early.popleft() if early else self.endpoint.receive(channel, rank)
+            frame = self.endpoint.receive(channel, rank)
             message = _decode(frame)
-            if isinstance(message, Opening) and message.number == number:
-                return frame.tensors
-            if message.number + (message.numbers if isinstance(message, GivenUp) else 1) > number:
-                early.appendleft(frame)  # it is about calls to come, too
-                why = message.why if isinstance(message, GivenUp) else "an earlier call failed"
-                raise Broken(f"rank {rank} has given up on a secure computation: {why}")
+            if isinstance(message, Opening):
+                if message.number == number:
+                    return frame.tensors
+            elif message.number <= number < message.number + message.numbers:
+                raise Broken(f"rank {rank} has given up on a secure computation: {message.why}")
 
 
 class Dealer(Member):
