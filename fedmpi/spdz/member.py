@@ -23,7 +23,7 @@ from fedmpi.comm.endpoint import Channel, Endpoint, Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import FedMPIError
-from fedmpi.spdz.stream import Stream
+from fedmpi.spdz.stream import Stream, new_key
 from fedmpi.workers.command import Command, handles
 from fedmpi.workers.operate import abandoned
 from fedmpi.workers.worker import OWNER, Worker
@@ -73,6 +73,12 @@ class UseMaterial(Command, frozen=True):
     key: bytes
 
 
+class Blind(msgspec.Struct, frozen=True, tag=True):
+    """From a party to the next one: what a share that is revealed is hidden by follows this key."""
+
+    key: bytes
+
+
 class Leave(Command, frozen=True):
     """Take no more part in the secure computations of a group."""
 
@@ -110,6 +116,7 @@ class Party(Member):
 
     Attributes:
         first, last: whether it is that one among the parties.
+        next, previous: the ranks beside it, in a circle.
     """
 
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int], key: bytes) -> None:
@@ -119,6 +126,31 @@ class Party(Member):
         self.last = endpoint.rank == ranks[-1]
         self.stream = Stream(key)
         self.offline = Stream(key)
+        place = self.ranks.index(endpoint.rank)
+        self.next = self.ranks[(place + 1) % len(ranks)]
+        self.previous = self.ranks[place - 1]
+        self._added = self._taken = Stream(key)
+
+    def agree_on_blinds(self) -> None:
+        """Gives the next party a key, and gets one from the previous; the dealer knows none."""
+        key = new_key()
+        self.endpoint.send(self.next, Channel.PEER, Blind(key))
+        frame = self.endpoint.receive(Channel.PEER, self.previous)
+        try:
+            theirs = msgspec.msgpack.decode(frame.message, type=Blind).key
+        except UNREADABLE as error:
+            raise ProtocolError(f"rank {self.previous} sent no key: {error}") from None
+        self._added, self._taken = Stream(key), Stream(theirs)
+
+    def blinded(self, share: torch.Tensor, number: int) -> torch.Tensor:
+        """A share that may leave: the sum of all parties' is right, and nothing else is told.
+
+        The dealer knows what the shares were made with. From a product's shares as they are it
+        would find the factors.
+        """
+        blind = self._added.uniform(number, share.shape)
+        blind -= self._taken.uniform(number, share.shape)
+        return blind.add_(share)
 
     def stream_of(self, number: int) -> Stream:
         """Where this party's part in a call is drawn from."""
@@ -209,7 +241,9 @@ def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
 
     if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
-    members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
+    party = Party(worker.endpoint, command.ranks, command.key)
+    party.agree_on_blinds()
+    members()[command.group] = party
     ask_for_short_turns()
 
 
