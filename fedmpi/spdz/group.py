@@ -276,7 +276,8 @@ class Group:
     def public(self, tensor: torch.Tensor) -> PointerTensor:
         """The same values for every party; the dealer needs none of them."""
         remote = self.make()
-        self.tell(Put(remote.key, [], "", False), [tensor])
+        # A copy, since the program may write into what it still holds.
+        self.tell(Put(remote.key, [], "", False), [tensor.detach().clone()])
         return constant(point(remote, tensor))
 
     def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:

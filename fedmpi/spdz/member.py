@@ -126,6 +126,7 @@ class Party(Member):
         self.last = endpoint.rank == ranks[-1]
         self.stream = Stream(key)
         self.offline = Stream(key)
+        self.offline_streams: dict[bytes, Stream] = {}
         place = self.ranks.index(endpoint.rank)
         self.next = self.ranks[(place + 1) % len(ranks)]
         self.previous = self.ranks[place - 1]
@@ -253,7 +254,8 @@ def use_material(worker: Worker, command: UseMaterial, tensors: list[torch.Tenso
     me = member(command.group)
     if not isinstance(me, Party):
         raise ProtocolError(f"rank {worker.rank} is no party of group {command.group}")
-    me.offline = Stream(command.key)
+    # A key that was here before goes on where it was: no run is drawn for twice.
+    me.offline = me.offline_streams.setdefault(command.key, Stream(command.key))
 
 
 @handles(Leave, always=True)
