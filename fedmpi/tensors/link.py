@@ -116,7 +116,11 @@ class Link:
         return Remote(self, self._last_key)
 
     def peer(self, link: Link) -> Link:
-        """What stands for another worker's link: while a protocol is recorded, not itself."""
+        """What stands for another worker's link, which is about to wait for this worker.
+
+        While a protocol is recorded, it is not the link itself.
+        """
+        link.beside.add(self)
         return link
 
     def adopt(self, key: int) -> Remote:
@@ -185,9 +189,11 @@ class Link:
         return not self._calls
 
     def flush_all(self) -> None:
-        """Sends what is queued for this worker and for those beside it."""
-        for link in (self, *self.beside):
+        """Sends what is queued for this worker, for those beside it, and for those beside them."""
+        found = [self]
+        for link in found:
             link.flush()
+            found += [other for other in link.beside if other not in found]
 
     def flush(self) -> None:
         """Sends what is queued."""
