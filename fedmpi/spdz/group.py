@@ -251,8 +251,13 @@ class Group:
         Args:
             pointer: to the worker's object.
             bits: fractional bits.
+
+        Raises:
+            UsageError: the worker belongs to another job than the parties.
         """
         source = pointer.remote.link
+        if source.crew is not self.crew:
+            raise UsageError(f"{pointer!r} belongs to another job than ranks {self.rank}")
         remote = self.make()
         source.tell(Split(pointer.remote.key, self.ranks, remote.key, bits))
         for link in self.links:
