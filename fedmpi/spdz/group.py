@@ -230,7 +230,7 @@ class Group:
         Raises:
             RemoteError: a party has failed, or holds its share as private.
         """
-        command = Reveal(shares.remote.key, self.number, _numbers.take(1))
+        command = Reveal(self._key_of(shares), self.number, _numbers.take(1))
         for link in self.links:
             link.tell(command)
         failure: RemoteError | None = None
@@ -244,6 +244,11 @@ class Group:
         if failure is not None:
             raise failure
         return total
+
+    def _key_of(self, shares: PointerTensor) -> int:
+        """The id of shares; refused for a stand-in, whose id would be that of something else."""
+        link: Any = shares.remote.link
+        return shares.remote.key if link is self else link.tell()
 
     def share_object(self, pointer: PointerTensor, bits: int) -> PointerTensor:
         """Shares of what a worker has; neither the dealer nor another party sees it.
@@ -270,8 +275,9 @@ class Group:
 
     def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
         """The sum of all shares on one worker, int64; nobody else sees it."""
+        key = self._key_of(shares)
         remote = target.make()
-        command = RevealTo(shares.remote.key, self.number, _numbers.take(1), target.rank)
+        command = RevealTo(key, self.number, _numbers.take(1), target.rank)
         for link in self.links:
             link.tell(command)
             target.beside.add(link)

@@ -6,7 +6,7 @@ later product with it, with its transpose or another view, needs no further open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -217,10 +217,14 @@ class Secret:
         """The shares, and the mask if there is one."""
         return [self.share, *(self._known_mask() or ())]
 
-    def standing_in(self, stand_ins: Mapping[int, PointerTensor]) -> Secret:
-        """The same of the stand-ins for its pointers, which it has lost sight of otherwise."""
+    def standing_in(self, stand_ins: MutableMapping[int, Any]) -> Secret:
+        """The same of the stand-ins for its pointers, which it has lost sight of otherwise.
+
+        What looks at the same memory goes on doing so: a write is seen by all.
+        """
         share, *mask = (stand_ins[id(pointer)] for pointer in self.pointers())
         found = self.new(share)
+        found.memory = stand_ins.setdefault(id(self.memory), found.memory)
         if mask:
             found._masked = found._state, Masked(*mask)
             found._came_masked = True

@@ -7,7 +7,7 @@ room of secure computation fills.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class SharedTensor(torch.Tensor):
         like, dtype = self.secret.made_of(), self.dtype
         return lambda share: SharedTensor(like(share), dtype)
 
-    def standing_in(self, stand_ins: Mapping[int, PointerTensor]) -> SharedTensor:
+    def standing_in(self, stand_ins: MutableMapping[int, Any]) -> SharedTensor:
         """The same of other pointers.
 
         Args:
