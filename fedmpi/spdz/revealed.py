@@ -83,8 +83,8 @@ def reveal_to(worker: Worker, command: RevealTo, tensors: list[torch.Tensor]) ->
         share = _blinded(worker, command)
         told = Given([], "", worker.objects.is_private(command.share))
     except Exception as error:
-        why = error.why if isinstance(error, NoSuchObject) else str(error)
-        worker.endpoint.send(command.to, Channel.PEER, Given([], "", False, refusal=why))
+        refused = Given([], "", False, refusal=str(error))
+        worker.endpoint.send(command.to, Channel.PEER, refused)
         raise
     worker.endpoint.send(command.to, Channel.PEER, told, [share])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,9 +88,7 @@ def test_the_owner_fetches_no_share_and_no_opening(world: World) -> None:
 
 @pytest.mark.parametrize("launder", LAUNDERED)
 @pytest.mark.parametrize("name", OBJECTS)
-def test_what_is_computed_from_them_stays_too(
-    name: str, launder: Callable[[Any], Any]
-) -> None:
+def test_what_is_computed_from_them_stays_too(name: str, launder: Callable[[Any], Any]) -> None:
     with fedmpi.simulate(2) as workers:
         there = on_one(workers[1], OBJECTS[name](*shared(workers)))
         with pytest.raises(RemoteError, match=KEPT):
@@ -234,5 +233,5 @@ def test_every_word_of_a_stream_is_drawn_once_by_each_side(parties: int) -> None
         blind_or_own = key not in dealt
         # Such a key is held by two workers, each of whom draws the same.
         words = words if not blind_or_own else sorted(set(words))
-        for (t, _, end), (u, start, _) in zip(words, words[1:], strict=False):
+        for (t, _, end), (u, start, _) in itertools.pairwise(words):
             assert (u, start) > (t, 0) if u != t else start >= end

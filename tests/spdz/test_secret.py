@@ -18,6 +18,7 @@ from tests.spdz.transcripts import recorded
 Tensor = torch.Tensor
 Workers = Sequence[RemoteWorker]
 
+
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     with fedmpi.simulate(2) as found:
@@ -32,9 +33,7 @@ def opened(workers: Workers, program: Callable[[], object]) -> list[int]:
         program()
         for worker in workers:
             worker.wait()
-    return [
-        f.tensors[0].numel() for f in frames if f.channel == Channel.OPENING and f.source == 1
-    ]
+    return [f.tensors[0].numel() for f in frames if f.channel == Channel.OPENING and f.source == 1]
 
 
 def matrices(workers: Workers, *shapes: tuple[int, int]) -> list[Tensor]:

@@ -161,9 +161,7 @@ def test_every_run_draws_masks_of_its_own() -> None:
                 square(x)
             for worker in workers:
                 worker.wait()
-        opened = [
-            f.tensors[0] for f in frames if f.channel == Channel.OPENING and f.source == 1
-        ]
+        opened = [f.tensors[0] for f in frames if f.channel == Channel.OPENING and f.source == 1]
         assert len(opened) == 6
         assert related(opened) < 1.6
 

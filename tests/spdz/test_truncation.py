@@ -80,7 +80,8 @@ def products(workers: Sequence[RemoteWorker], n: int, seed: int) -> None:
     unit = 2.0**-16
     floor = torch.floor(a * b / unit) * unit
     error = (found - floor) / unit
-    assert 0 <= float(error.min()) and float(error.max()) <= 1
+    assert 0 <= float(error.min())
+    assert float(error.max()) <= 1
 
 
 @pytest.mark.parametrize("parties", [2, 3])

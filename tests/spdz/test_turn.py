@@ -48,7 +48,8 @@ def test_draws_and_deals_fit_together(world: World, number: int) -> None:
             part.dealt_bits([N]), part.draw([N]),
         ]  # fmt: skip
         found = [part.open(t) if k < 3 else part.open_bits(t) for k, t in enumerate(mine)]
-        assert torch.equal(found[1], value) and torch.equal(found[2], short)
+        assert torch.equal(found[1], value)
+        assert torch.equal(found[2], short)
         assert torch.equal(found[3], value)
         me.endpoint.flush()
         return [found[0], found[4]]
@@ -97,7 +98,7 @@ def test_what_is_left_over_is_dropped_and_what_is_given_up_is_told(world: World)
                 me.send(rank, Channel.OPENING, 7, [torch.full((N,), 7)])
         else:
             assert int(me.receive(1, Channel.OPENING, 4)[0][0]) == 4, "left over: 3 and 2^62"
-            with pytest.raises(Broken, match="rank 1 has given up .*: of a reason"):
+            with pytest.raises(Broken, match=r"rank 1 has given up .*: of a reason"):
                 me.receive(1, Channel.OPENING, 2**62 + 14)
             assert int(me.receive(1, Channel.OPENING, 7)[0][0]) == 7
         me.endpoint.flush()
