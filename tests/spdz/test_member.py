@@ -253,4 +253,5 @@ for _ in range(1000):
     script.write_text(killing)
     done = launcher.run(4, ["-m", "fedmpi", "exec", script], timeout=60)
     assert done.returncode != 0
+    assert "fedmpi: rank 0 was ended from outside, or because another rank was lost" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
