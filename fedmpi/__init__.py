@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
+    from fedmpi.spdz.material import material as material
     from fedmpi.spdz.sharing import share as share
     from fedmpi.tensors.hook import hook_torch as hook_torch
     from fedmpi.tensors.modules import get as get
@@ -45,6 +46,7 @@ _PLACES = {
     "scope": "tensors.session",
     "simulate": "tensors.session",
     "share": "spdz.sharing",
+    "material": "spdz.material",
     "SharedTensor": "tensors.shared",
 }
 

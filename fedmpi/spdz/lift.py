@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_leaves
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, encode
 from fedmpi.spdz.group import Group
+from fedmpi.spdz.operators import encode_public
 from fedmpi.spdz.secret import Secret
-from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.pointer import PointerTensor, call
 from fedmpi.tensors.shared import SECURE, SharedTensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,6 +44,14 @@ def secret_of(tensor: torch.Tensor) -> Secret:
     return found
 
 
+def real(tensor: torch.Tensor) -> tuple[Secret, torch.dtype]:
+    """The secret with fractional bits, and the dtype of a real function of the tensor."""
+    if tensor.dtype.is_floating_point:
+        return secret_of(tensor), tensor.dtype
+    dtype = torch.get_default_dtype()
+    return secret_of(tensor.to(dtype)), dtype
+
+
 def group_of(arguments: Iterable[Any]) -> Group:
     """The one group of all SharedTensors among the arguments.
 
@@ -65,12 +75,16 @@ def bits_of(dtype: torch.dtype, default: int = BITS) -> int:
 
 
 def public(group: Group, tensor: torch.Tensor, bits: int) -> PointerTensor:
-    """Values that are here, in fixed point on the parties.
+    """Public values in fixed point on the parties: from here, or what all parties have drawn.
 
     Raises:
         UsageError: they are on a worker, or too large.
     """
     if isinstance(tensor, PointerTensor):
+        place: Any = tensor.remote.link
+        if not isinstance(place, Link):  # made on all parties, or in a plan
+            found: PointerTensor = call(encode_public, (tensor, bits, group.number), {})
+            return found
         raise UsageError(
             f"{tensor!r} met a shared tensor: share it with the same parties, or get() it first"
         )

@@ -8,10 +8,7 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
-import fedmpi.spdz.arithmetic
-import fedmpi.spdz.choices
-import fedmpi.spdz.convolutions
-import fedmpi.spdz.linear  # noqa: F401 - they fill the table
+import fedmpi.spdz.table  # noqa: F401 - operators on shared tensors
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers
