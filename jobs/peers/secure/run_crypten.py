@@ -98,7 +98,10 @@ def _measure(names: list[str], repeats: int) -> list[dict[str, Any]]:
             here.barrier()
             seconds.append(time.perf_counter() - begun)
             if repeat == 0:  # of training, one step
-                error = abs(result.get_plain_text().double().numpy() - work.expected).max()
+                # Not get_plain_text, whose decoding in float32 is off by 1 where a remainder
+                # rounds up.
+                opened = result.reveal().double() / result.encoder.scale
+                error = abs(opened.numpy() - work.expected).max()
         sent = here.get_communication_stats()["bytes"]
         crypten.cfg.communicator.verbose = False
         seconds = seconds[1:-1]
