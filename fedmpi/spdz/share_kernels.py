@@ -6,6 +6,7 @@ the first party, who adds what is public, and 0 for the others.
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 _LOW63 = 0x7FFFFFFFFFFFFFFF
@@ -91,7 +92,8 @@ def choose_quotient(z, rho, y, c, v, w, bits):
     half = 1 << (62 - bits)
     for k in range(z.shape[0]):
         flip = -z[k]
-        opened = c[k] + _HALF
+        # Unsigned: numba lets LLVM suppose that a sum of signed words does not wrap, and this may.
+        opened = np.int64(np.uint64(c[k]) + np.uint64(_HALF))
         y_rho = (((opened >> bits) & low) - half) * rho[k] + v[k]
         y_rho -= (w[k] << (64 - bits)) & (opened >> 63)
         v[k] = (y[k] & flip) + ((y_rho ^ flip) - flip)
