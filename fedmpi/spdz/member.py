@@ -235,9 +235,12 @@ def _give_up(number: int, numbers: int, why: str) -> None:
 abandoned.append(_give_up)
 
 
+_decoder = msgspec.msgpack.Decoder(Opening | GivenUp)
+
+
 def _decode(frame: Frame) -> Opening | GivenUp:
     try:
-        message: Opening | GivenUp = msgspec.msgpack.decode(frame.message, type=Opening | GivenUp)
+        message: Opening | GivenUp = _decoder.decode(frame.message)
     except UNREADABLE as error:
         raise ProtocolError(f"rank {frame.source} sent no opening: {error}") from None
     return message

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import crypten_import  # noqa: F401 - comes before crypten
+
+# isort: split
 import crypten
 import crypten.communicator as comm
 import crypten.mpc as mpc
@@ -32,8 +34,9 @@ def _layers(operation: str) -> Any:
         )  # fmt: skip
     middle = 64 if operation == "train" else 128
     return cnn.Sequential(
-        cnn.Linear(784, 128), cnn.ReLU(), cnn.Linear(128, middle), cnn.ReLU(), cnn.Linear(middle, 10)
-    )
+        cnn.Linear(784, 128), cnn.ReLU(),
+        cnn.Linear(128, middle), cnn.ReLU(), cnn.Linear(middle, 10),
+    )  # fmt: skip
 
 
 def _model(operation: str, parameters: list[torch.Tensor]) -> Any:

@@ -1,7 +1,8 @@
-"""SecretFlow SPU 0.9.5, semi2k with two parties and a first-party dealer: python run_spu.py WORKLOAD ...
+"""SecretFlow SPU 0.9.5, semi2k, two parties: python run_spu.py WORKLOAD ...
 
-The parties are processes joined by brpc. One JSON line for each workload: seconds of running the
-compiled program (median and least, of the slower party) and the largest error.
+The parties are processes joined by brpc; the first one deals (TrustedFirstParty). One JSON line
+for each workload: seconds of running the compiled program (median and least, of the slower
+party) and the largest error.
 """
 
 from __future__ import annotations
