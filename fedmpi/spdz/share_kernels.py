@@ -1,9 +1,9 @@
 """Compiled kernels on shares, element by element: numba, one pass over memory each.
 
-All arrays are words of Z_2^64 unless said otherwise, flat, and of one length. They are unsigned, and
-so is every number here: numba lets LLVM suppose that a sum of signed words never wraps, and code in
-which one did was seen to go wrong. `first` has all bits set for the first party, who adds what is
-public, and is 0 for the others.
+All arrays are words of Z_2^64 unless said otherwise, flat, and of one length. They are unsigned,
+and so is every number here: numba lets LLVM suppose that a sum of signed words never wraps, and
+code in which one did was seen to go wrong. `first` has all bits set for the first party, who adds
+what is public, and is 0 for the others.
 """
 
 from __future__ import annotations
