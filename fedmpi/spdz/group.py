@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
@@ -102,6 +103,7 @@ class Group:
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
         ask_for_short_turns()
+        keep_memory()
         self.material: Material | None = None
         self.last_key = 0
         self.scopes_ended = 0
@@ -155,8 +157,8 @@ class Group:
             seed = _numbers.take(known.numbers)
         for link in self.links:
             link.call(known, tensors, numbers, results, seed)
-        if self.links[0].idle:
-            self.flush()
+        if known.numbers or self.links[0].idle:
+            self.flush()  # the parties are to work while the dealer does
         if material is None:
             self._deal(known, tensors, numbers, results, seed)
         else:
