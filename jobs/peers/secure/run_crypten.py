@@ -1,7 +1,7 @@
 """CrypTen 0.4.1, two parties and its trusted third party: python run_crypten.py WORKLOAD ...
 
 One JSON line for each workload: seconds (median and least, of the slower party), the largest
-error, and the bytes that the parties sent.
+error, and the bytes that the first party counts.
 """
 
 from __future__ import annotations
