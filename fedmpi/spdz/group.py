@@ -228,10 +228,17 @@ class Group:
         assert isinstance(total, PointerTensor)
         return total
 
-    def public(self, tensor: torch.Tensor) -> PointerTensor:
-        """The same values for every party; the dealer needs none of them."""
+    def public(self, tensor: torch.Tensor, dealer: bool = False) -> PointerTensor:
+        """The same values for every party.
+
+        Args:
+            tensor: int64.
+            dealer: whether it gets them too, as positions in a mask; it needs no others.
+        """
         remote = self.make()
         self.tell(Put(remote.key, [], "", False), [tensor])
+        if dealer:
+            self._dealt[remote.key] = tensor
         return constant(point(remote, tensor))
 
     def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:
