@@ -42,6 +42,14 @@ def secret_of(tensor: torch.Tensor) -> Secret:
     return found
 
 
+def real(tensor: torch.Tensor) -> tuple[Secret, torch.dtype]:
+    """The secret with fractional bits, and the dtype of a real function of the tensor."""
+    if tensor.dtype.is_floating_point:
+        return secret_of(tensor), tensor.dtype
+    dtype = torch.get_default_dtype()
+    return secret_of(tensor.to(dtype)), dtype
+
+
 def group_of(arguments: Iterable[Any]) -> Group:
     """The one group of all SharedTensors among the arguments.
 
@@ -65,11 +73,14 @@ def bits_of(dtype: torch.dtype, default: int = BITS) -> int:
 
 
 def public(group: Group, tensor: torch.Tensor, bits: int) -> PointerTensor:
-    """Values that are here, in fixed point on the parties.
+    """Public values in fixed point on the parties: from here, or what all parties have drawn.
 
     Raises:
         UsageError: they are on a worker, or too large.
     """
+    if isinstance(tensor, PointerTensor) and tensor.remote.link is group:
+        there: PointerTensor = (tensor * 2.0**bits).round().to(torch.int64)
+        return there
     if isinstance(tensor, PointerTensor):
         raise UsageError(
             f"{tensor!r} met a shared tensor: share it with the same parties, or get() it first"

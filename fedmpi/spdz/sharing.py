@@ -8,10 +8,17 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
+import fedmpi.spdz.activations
 import fedmpi.spdz.arithmetic
 import fedmpi.spdz.choices
 import fedmpi.spdz.convolutions
-import fedmpi.spdz.linear  # noqa: F401 - they fill the table
+import fedmpi.spdz.exponentials
+import fedmpi.spdz.functions
+import fedmpi.spdz.linear
+import fedmpi.spdz.losses
+import fedmpi.spdz.normalisation
+import fedmpi.spdz.roots
+import fedmpi.spdz.softmax  # noqa: F401 - they fill the table
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers
