@@ -202,7 +202,7 @@ def div(a: Operand, b: Operand) -> torch.Tensor:
     assert isinstance(a, SharedTensor)
     if not torch.all(torch.as_tensor(b) != 0):
         raise UsageError(f"{a!r} was divided by 0")
-    real = to_copy(a, dtype=torch.result_type(a, 1.0))
+    real = _converted(a, torch.result_type(a, 1.0))
     return mul(real, 1 / b)
 
 
@@ -224,7 +224,13 @@ def mean_dim(
 @handles(aten._to_copy.default)
 def to_copy(x: torch.Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
     """A change of dtype: to a finer scale only."""
-    dtype = dtype or x.dtype
+    found = _converted(x, dtype or x.dtype)
+    # The result has memory of its own, as a conversion's has: it may be written.
+    return found.clone() if secret_of(found) is secret_of(x) else found
+
+
+def _converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The same shares, if they do for that dtype."""
     secret = secret_of(x)
     if secret.bits and not dtype.is_floating_point:
         raise UsageError(
@@ -248,8 +254,18 @@ def full_like(x: torch.Tensor, value: float, **_: Any) -> torch.Tensor:
 # ---- in place ----------------------------------------------------------------------------------
 
 
+def _refuse_plain(x: torch.Tensor) -> None:
+    """What is secret cannot be written into memory that is here."""
+    if not isinstance(x, SharedTensor):
+        raise UsageError(
+            f"a secret was to be written into a tensor of shape {list(x.shape)} that is not "
+            "shared: share that one too, or write x = x + y in place of x += y"
+        )
+
+
 def _assign(x: torch.Tensor, value: Any) -> torch.Tensor:
     """Gives x's shares other values; whoever looks at the same memory sees them."""
+    _refuse_plain(x)
     secret = secret_of(x)
     if not isinstance(value, SharedTensor):
         value = torch.zeros_like(x) + value
@@ -268,6 +284,7 @@ def copy_(x: torch.Tensor, value: Any, non_blocking: bool = False) -> torch.Tens
 
 
 def _in_place(func: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    _refuse_plain(x)
     return _assign(x, func(x, *args, **kwargs))
 
 
@@ -287,6 +304,7 @@ def fill_(x: torch.Tensor, value: Any) -> torch.Tensor:
 
 def add_(x: torch.Tensor, other: Any, alpha: float = 1) -> torch.Tensor:
     """x + alpha other, by each party in its own share."""
+    _refuse_plain(x)
     added = _scaled(other, alpha)
     secret = secret_of(x)
     if isinstance(added, SharedTensor) and secret_of(added).bits <= secret.bits:
@@ -325,6 +343,30 @@ _IN_PLACE: dict[OpOverload, OpOverload] = {
     aten.leaky_relu_.default: aten.leaky_relu.default,
     aten.pow_.Scalar: aten.pow.Tensor_Scalar,
     aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
+    aten.abs_.default: aten.abs.default,
+    aten.square_.default: aten.square.default,
+    aten.addmm_.default: aten.addmm.default,
+    aten.addmv_.default: aten.addmv.default,
+    aten.baddbmm_.default: aten.baddbmm.default,
+    aten.addbmm_.default: aten.addbmm.default,
+    aten.tril_.default: aten.tril.default,
+    aten.triu_.default: aten.triu.default,
+    aten.cumsum_.default: aten.cumsum.default,
+    aten.threshold_.default: aten.threshold.default,
+    aten.logical_not_.default: aten.logical_not.default,
+    aten.logical_and_.default: aten.logical_and.default,
+    aten.logical_or_.default: aten.logical_or.default,
+    aten.index_put_.default: aten.index_put.default,
+    aten._index_put_impl_.default: aten.index_put.default,
+    aten.index_add_.default: aten.index_add.default,
+    aten.index_copy_.default: aten.index_copy.default,
+    aten.index_fill_.int_Scalar: aten.index_fill.int_Scalar,
+    aten.put_.default: aten.put.default,
+    aten.masked_scatter_.default: aten.masked_scatter.default,
+    aten.scatter_.src: aten.scatter.src,
+    aten.scatter_.value: aten.scatter.value,
+    aten.scatter_add_.default: aten.scatter_add.default,
 }
 for _writes, _pure in _IN_PLACE.items():
     handles(_writes)(partial(_in_place, _pure))

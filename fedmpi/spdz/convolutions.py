@@ -9,6 +9,7 @@ import torch
 from fedmpi.spdz.arithmetic import product
 from fedmpi.spdz.lift import handles
 from fedmpi.spdz.products import Window
+from fedmpi.tensors.shared import SharedTensor
 
 aten = torch.ops.aten
 
@@ -24,6 +25,11 @@ def _window(
         return tuple(numbers) if len(numbers) == dims else tuple(numbers) * dims
 
     return Window(each(stride), each(padding), each(dilation), each(output_padding), groups)
+
+
+def _any_shared(*tensors: torch.Tensor) -> bool:
+    """Not of a gradient and a factor that are both known to all."""
+    return any(isinstance(tensor, SharedTensor) for tensor in tensors)
 
 
 @handles(aten.convolution.default)
@@ -65,16 +71,25 @@ def convolution_backward(
     output_mask: Sequence[bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """As aten.convolution_backward."""
+    how = (stride, padding, dilation, transposed, output_padding, groups)
     window = _window(weight.dim() - 2, stride, padding, dilation, output_padding, groups)
     by_x: torch.Tensor | None = None
     by_weight: torch.Tensor | None = None
     by_bias: torch.Tensor | None = None
     if output_mask[0]:
-        if transposed:  # a transposed convolution is the gradient of a convolution, and back
+        if not _any_shared(grad, weight):
+            like = torch.empty(x.shape, dtype=x.dtype)
+            by_x = aten.convolution_backward(grad, like, weight, None, *how, [True, False, False])[
+                0
+            ]
+        elif transposed:  # a transposed convolution is the gradient of a convolution, and back
             by_x = product(grad, weight, "convolution", window.numbers())
         else:
             by_x = product(grad, weight, "grad_input", window.numbers(*x.shape))
-    if output_mask[1]:
+    if output_mask[1] and not _any_shared(grad, x):
+        like = torch.empty(weight.shape, dtype=weight.dtype)
+        by_weight = aten.convolution_backward(grad, x, like, None, *how, [False, True, False])[1]
+    elif output_mask[1]:
         outer, inner = (x, grad) if transposed else (grad, x)
         by_weight = product(outer, inner, "grad_weight", window.numbers(*weight.shape))
     if output_mask[2]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from fedmpi.spdz.lift import group_of, handles, lift, secret_of
 from fedmpi.spdz.secret import Secret
 from fedmpi.tensors.pointer import PointerTensor, call
-from fedmpi.tensors.shared import SharedTensor
+from fedmpi.tensors.shared import SharedTensor, secure
 
 aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ _WHOLE_VIEWS = (
 
 _VIEWS = (
     aten.expand.default, aten.select.int, aten.slice.Tensor, aten.diagonal.default,
-    aten.unfold.default, aten.as_strided.default,
+    aten.unfold.default,
 )  # fmt: skip
 
 _MANY_VIEWS = (
@@ -35,15 +35,11 @@ _MANY_VIEWS = (
 
 _LOCAL = (
     aten.neg.default, aten.flip.default, aten.roll.default, aten.repeat.default,
-    aten.tril.default, aten.triu.default, aten.trace.default, aten.index_select.default,
-    aten.gather.default, aten.index.Tensor, aten.diag_embed.default,
+    aten.tril.default, aten.triu.default, aten.trace.default, aten.diag_embed.default,
     aten.slice_backward.default, aten.select_backward.default, aten.diagonal_backward.default,
-    aten.zeros_like.default, aten.new_zeros.default, aten.take_along_dim.default,
-    aten.reflection_pad1d.default, aten.reflection_pad2d.default,
-    aten.replication_pad1d.default, aten.replication_pad2d.default,
+    aten.zeros_like.default, aten.new_zeros.default,
     aten.rot90.default, aten.channel_shuffle.default, aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default, aten.im2col.default, aten.col2im.default,
-    aten.upsample_nearest2d.default, aten.unfold_backward.default,
+    aten.pixel_unshuffle.default, aten.unfold_backward.default, aten.repeat_interleave.self_int,
 )  # fmt: skip
 """New memory; tensors among their other arguments are public (positions)."""
 
@@ -57,11 +53,26 @@ def _public_positions(group: Any, value: Any) -> Any:
     return value
 
 
-def _view(func: OpOverload, whole: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    def look(share: PointerTensor) -> PointerTensor:
-        return call(func, (share, *args), kwargs)
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
 
-    return lift(secret_of(x).viewed(look, whole), x.dtype)
+
+def _view(func: OpOverload, whole: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    secret = secret_of(x)
+
+    def look(at: PointerTensor) -> PointerTensor:
+        if func in _RESHAPES and at is not secret.share:
+            return at.reshape(args[0])  # a mask need not lie in memory as the shares do
+        return call(func, (at, *args), kwargs)
+
+    return lift(secret.viewed(look, whole), x.dtype)
+
+
+@handles(aten.as_strided.default)
+def _as_strided(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A view of the shares' memory, which says nothing about that of their mask."""
+    secret = secret_of(x)
+    share = call(aten.as_strided.default, (secret.share, *args), kwargs)
+    return lift(secret.new(share, base=secret), x.dtype)
 
 
 def _many(func: OpOverload, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -103,6 +114,27 @@ for _func in _LOCAL:
     handles(_func)(partial(_local, _func))
 for _func in _SUMS:
     handles(_func)(partial(_sum, _func))
+
+
+def _view_in_place(in_place: OpOverload, view: OpOverload, x: torch.Tensor, *args: Any) -> Any:
+    """What changes a tensor's shape in place: it stands for a view from here on."""
+    secret = secret_of(secure(view)(x, *args))
+    with torch._C._DisableTorchDispatch():  # shape and strides are known here too
+        in_place(x, *args)
+    assert isinstance(x, SharedTensor)
+    x.secret = secret
+    return x
+
+
+for _func, _viewed in {
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}.items():
+    handles(_func)(partial(_view_in_place, _func, _viewed))
 
 
 @handles(aten.alias.default, aten.detach.default, aten.lift_fresh.default)
