@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedmpi.data.shard import Batch
-from fedmpi.models import task_loss
+from fedmpi.models import Loss, task_loss
 
 BATCH = 1000
 """Rows of one forward; fixed, so that the sums have the same bits everywhere."""
@@ -20,11 +20,12 @@ class Evaluation:
     """What a model is worth on some rows.
 
     Attributes:
-        loss: mean cross-entropy, or mean squared error for regression.
+        loss: mean cross-entropy, or mean squared error for regression, or the loss of an
+            encrypted job; None if nobody is to know.
         metric: accuracy, 0 to 1; for regression R^2, at most 1, NaN where all targets are equal.
     """
 
-    loss: float
+    loss: float | None
     metric: float
 
 
@@ -52,13 +53,17 @@ def evaluate(
         device: to which each block goes in its turn.
     """
     model.eval()
-    loss_of = task_loss(classes)
+    outputs = ((model(x.to(device)), y.to(device)) for x, y in blocks)
+    return score(outputs, classes, task_loss(classes))
+
+
+@torch.inference_mode()
+def score(outputs: Iterable[Batch], classes: int, loss_of: Loss) -> Evaluation:
+    """As `evaluate`, of outputs that are known, each with its y."""
     rows = hits = 0
     loss = total = squares = 0.0
     origin: torch.Tensor | None = None
-    for x, y in blocks:
-        x, y = x.to(device), y.to(device)
-        output = model(x)
+    for output, y in outputs:
         rows += len(y)
         loss += float(loss_of(output, y)) * len(y)
         if classes:

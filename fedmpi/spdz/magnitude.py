@@ -21,7 +21,7 @@ from operator import xor
 
 import torch
 
-from fedmpi.spdz.operators import _nowhere, define
+from fedmpi.spdz.operators import nowhere, define
 from fedmpi.spdz.secret import Secret
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
 from fedmpi.tensors.pointer import PointerTensor, call
@@ -97,7 +97,7 @@ def _dealer_leading(turn: DealerTurn, r: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.arange(_LOW).view(-1, *[1] * r.dim()) == (mask & 7)
     high = torch.arange(_HIGH).view(-1, *[1] * r.dim()) == (mask >> 3)
     turn.deal(torch.cat([low, high]).to(torch.int64))
-    return _nowhere(shape), _nowhere((_LOW + _HIGH, *shape))
+    return nowhere(shape), nowhere((_LOW + _HIGH, *shape))
 
 
 _leading = define(
@@ -122,7 +122,7 @@ _pick = define(
     "pick(Tensor z, Tensor digits, int[] low, int[] high, int group) -> Tensor",
     lambda z, digits, low, high: z.new_empty((2, *z.shape)),
     _party_pick,
-    lambda turn, z, digits, low, high: _nowhere((2, *z.shape)),
+    lambda turn, z, digits, low, high: nowhere((2, *z.shape)),
 )
 """Entries of tables: of 8 for the low digit, of 16 for the high one. Linear: no message."""
 

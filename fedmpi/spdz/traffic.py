@@ -107,3 +107,15 @@ def since(before: Iterable[Traffic], now: Iterable[Traffic]) -> list[Traffic]:
         for t in now
     ]
     return [t for t in added if t.calls]
+
+
+def total(parts: Iterable[Traffic], name: str) -> Traffic:
+    """Their sum, under a name."""
+    parts = list(parts)
+    return Traffic(
+        name,
+        sum(t.calls for t in parts),
+        sum(t.openings for t in parts),
+        sum(t.party_bytes for t in parts),
+        sum(t.dealer_bytes for t in parts),
+    )
