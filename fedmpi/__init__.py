@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedmpi import workers as workers  # the room, and a call: see there
 
 if TYPE_CHECKING:
+    from fedmpi.spdz.material import material as material
     from fedmpi.spdz.sharing import share as share
     from fedmpi.spdz.traffic import traffic as traffic
     from fedmpi.tensors.hook import hook_torch as hook_torch
@@ -47,6 +48,7 @@ _PLACES = {
     "simulate": "tensors.session",
     "share": "spdz.sharing",
     "traffic": "spdz.traffic",
+    "material": "spdz.material",
     "SharedTensor": "tensors.shared",
 }
 

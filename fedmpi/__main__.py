@@ -100,11 +100,8 @@ def _obey(endpoint: Endpoint) -> int:
     def serve() -> int:
         # The rooms that define commands: what is not imported is not in the table.
         import fedmpi.federated.commands
-        import fedmpi.spdz.comparison
-        import fedmpi.spdz.doubling
-        import fedmpi.spdz.magnitude
+        import fedmpi.spdz.member
         import fedmpi.spdz.owned
-        import fedmpi.spdz.series
         import fedmpi.spdz.traffic
         import fedmpi.study.info
         import fedmpi.workers.load_shard

@@ -1,4 +1,4 @@
-"""The subcommands, nothing else: run, prepare, inspect, info, report, exec."""
+"""The subcommands, nothing else: run, prepare, inspect, info, report, exec, deal."""
 
 from __future__ import annotations
 
@@ -91,6 +91,20 @@ class ExecOptions:
     """The workers keep their shards, and what is computed from them, to themselves."""
     threads: int = 1
     """PyTorch threads of each rank; part of the result's bits, hence never chosen by itself."""
+
+
+@dataclass(frozen=True)
+class DealOptions:
+    """Compute beforehand what a saved plan over shared tensors needs of the dealer."""
+
+    plan: tyro.conf.Positional[str]
+    """File of the plan: fm.plan(step, masks_outside=False).record(...).save(FILE)."""
+    runs: int = 100
+    """How many times the plan is to run."""
+    parties: int = 2
+    """How many workers share the secrets."""
+    out: str = ""
+    """The HDF5 file to write; by default the plan's name and `.material`."""
 
 
 def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -193,6 +207,22 @@ def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
         )
 
 
+def _deal(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(DealOptions, "deal", arguments)
+    from rich.progress import Progress
+
+    from fedmpi.spdz.material import deal
+    from fedmpi.tensors.recorded_plan import RecordedPlan
+
+    out = chosen.out or f"{chosen.plan}.material"
+    console = _console(launcher)
+    with Progress(console=console) as bar:
+        task = bar.add_task("dealing", total=chosen.runs)
+        plan = RecordedPlan.load(chosen.plan)
+        deal(plan, out, chosen.parties, chosen.runs, lambda run: bar.advance(task))
+    console.print(f"{out}: {chosen.runs} runs for {chosen.parties} parties")
+
+
 _EXEC_FLAGS = ("-h", "--help", "--private", "--no-private")
 
 
@@ -204,6 +234,7 @@ _SUBCOMMANDS: dict[str, Subcommand] = {
     "report": _report,
     "info": _info,
     "exec": _exec,
+    "deal": _deal,
 }
 _DESCRIPTIONS: dict[str, type[Any]] = {
     "run": RunOptions,
@@ -212,6 +243,7 @@ _DESCRIPTIONS: dict[str, type[Any]] = {
     "report": ReportOptions,
     "info": InfoOptions,
     "exec": ExecOptions,
+    "deal": DealOptions,
 }
 
 

@@ -1,11 +1,10 @@
-"""What secure computation costs one party's processor: products, random words, comparisons.
+"""What secure computation costs one party's processor: products and random words.
 
     python jobs/bench_ring.py          (make bench-ring)
 
 One thread. Products of 64-bit words are exact mod 2^64 and stand beside the float64 product of
-the same shape (torch, on its BLAS), the nearest that the processor has a library for. A comparison
-is the whole protocol without messages: the dealer and both of two parties, in turn, in one process.
-Medians of repeats that take turns, so that a slow moment of the machine hits all of them.
+the same shape (torch, on its BLAS), the nearest that the processor has a library for. Medians of
+repeats that take turns, so that a slow moment of the machine hits all of them.
 """
 
 from __future__ import annotations
@@ -14,14 +13,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import reduce
-from itertools import pairwise
-from operator import xor
 
 import torch
 from torch import Tensor
 
-from fedmpi.spdz import bits, ring
+from fedmpi.spdz import ring
 from fedmpi.spdz.stream import Stream, new_key
 
 SQUARES = (64, 128, 256, 512, 1024)
@@ -29,7 +25,6 @@ LAYERS = ((1, 784, 128), (8, 784, 128), (32, 784, 128), (128, 784, 128))
 # Channels in and out, height and width, padding: LeNet-5, and a wider one with 20 and 50 channels.
 CONVOLUTIONS = ((1, 6, 28, 2), (6, 16, 14, 0), (1, 20, 28, 0), (20, 50, 12, 0))
 BATCH, KERNEL = 32, 5
-COMPARED = 100_000
 
 
 def words(*shape: int) -> Tensor:
@@ -105,56 +100,6 @@ def streams(repeats: int) -> None:
         print(f"stream of {n:>9,} words {took * 1e6:>10.1f} us {8 * n / took / 1e9:>8.2f} GB/s")
 
 
-def comparison(repeats: int) -> None:
-    """Medians of each part of a ReLU of two parties; the sum of parts is the whole."""
-    keys = [new_key() for _ in range(2)]
-    x = words(COMPARED) >> 24
-    shares = [words(COMPARED)]
-    shares.append(x - shares[0])
-    rounds: list[dict[str, float]] = []
-    for repeat in range(repeats + 1):
-        marks = [("", time.perf_counter())]
-
-        def done(name: str, marks: list[tuple[str, float]] = marks) -> None:
-            marks.append((name, time.perf_counter()))
-
-        free_n, dependent_n = bits.free_words(COMPARED), bits.dependent_words(COMPARED)
-        streams = [Stream(key) for key in keys]
-        free = [s.uniform(repeat, free_n) for s in streams]
-        dependent = streams[0].uniform(repeat, dependent_n)
-        done("dealer: random words")
-        correction = bits.deal_comparison(COMPARED, free, [dependent])
-        done("dealer: correction")
-        streams = [Stream(key) for key in keys]
-        own = [s.uniform(repeat, free_n) for s in streams]
-        rest = [streams[0].uniform(repeat, dependent_n), correction]
-        done("parties: random words")
-        material = [bits.ComparisonMaterial.of(COMPARED, *of) for of in zip(own, rest, strict=True)]
-        parties = [bits.Comparison(m, first=j == 0) for j, m in enumerate(material)]
-        c = sum(p.mask(share) for p, share in zip(parties, shares, strict=True))
-        messages = [p.begin(c) for p in parties]
-        done("parties: mask, open, leaves")
-        for _ in bits.LEVELS:
-            opened = reduce(xor, messages)
-            messages = [p.fold(opened) for p in parties]
-        done("parties: five levels")
-        z = reduce(xor, messages)
-        for p in parties:
-            p.end(z)
-        results = [p.relu(share) for p, share in zip(parties, shares, strict=True)]
-        done("parties: sign and ReLU")
-        assert torch.equal(results[0] + results[1], x.clamp(min=0))
-        if repeat:
-            rounds.append({name: now - before for (_, before), (name, now) in pairwise(marks)})
-    print(f"\nReLU of {COMPARED:,} shared values, dealer and both parties")
-    for name in rounds[0]:
-        print(f"{name:<36}{statistics.median(r[name] for r in rounds) * 1e3:>9.3f} ms")
-    print(f"{'all':<36}{statistics.median(sum(r.values()) for r in rounds) * 1e3:>9.3f} ms")
-    party = 8 + 8 * bits.plane_words(COMPARED) * (3 * sum(bits.LEVELS)) / COMPARED
-    dealer = 8 * dependent_n / COMPARED
-    print(f"bytes for each value: {party:.1f} from each party, {dealer:.1f} from the dealer")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=25)
@@ -165,7 +110,6 @@ def main() -> None:
     print(f"first product {time.perf_counter() - start:.2f} s: compiled, or read from the cache")
     products(repeats)
     streams(repeats)
-    comparison(repeats)
 
 
 if __name__ == "__main__":

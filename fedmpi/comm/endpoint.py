@@ -11,7 +11,17 @@ import msgspec
 import numpy as np
 import torch
 
-from fedmpi.comm.frame import DTYPES, HEADER_LIMIT, Header, as_bytes, decode, encode
+from fedmpi.comm.frame import (
+    DTYPES,
+    HEADER_LIMIT,
+    INLINE_BYTES,
+    Header,
+    ProtocolError,
+    Unreadable,
+    as_bytes,
+    decode,
+    encode,
+)
 from fedmpi.comm.transport import ANY, Pending, Transport
 
 HUGE_BYTES = 4 * 2**20
@@ -39,15 +49,21 @@ class Frame(msgspec.Struct, frozen=True):
         source: rank of the sender.
         message: still encoded; the room that knows the types decodes it.
         tensors: on the CPU, contiguous, in memory of their own.
+        asks: the sender waits for an answer.
     """
 
     source: int
     message: msgspec.Raw
     tensors: list[torch.Tensor]
+    asks: bool = False
 
 
 class Endpoint:
     """Frames in and out of one rank.
+
+    A header that cannot be read does not say which buffers are its own. From there on the
+    sender's buffers on that channel are thrown away as they come, whosever they are, and its
+    frames are taken without.
 
     Args:
         transport: what carries them; its rank and size are this endpoint's.
@@ -58,6 +74,7 @@ class Endpoint:
         self.rank = transport.rank
         self.size = transport.size
         self._outbox: deque[tuple[Pending, object]] = deque()
+        self._astray: set[tuple[int, Channel]] = set()
 
     def send(
         self,
@@ -65,9 +82,10 @@ class Endpoint:
         channel: Channel,
         message: msgspec.Struct,
         tensors: Sequence[torch.Tensor] = (),
+        asks: bool = False,
     ) -> None:
         """Starts to send a frame and returns; the tensors must not change before `flush`."""
-        note, buffers = encode(message, tensors)
+        note, buffers = encode(message, tensors, asks)
         transport = self.transport
         self._outbox.append((transport.send_note(note, destination, channel), note))
         for buffer in buffers:
@@ -78,11 +96,17 @@ class Endpoint:
         """Waits for the next frame on a channel.
 
         Raises:
-            ProtocolError: what arrived is not a frame.
+            Unreadable: what arrived is not a frame, or its buffers are not those announced.
+            ProtocolError: a header beyond `HEADER_LIMIT`, which was not even received.
         """
         sender, note = self.transport.wait(lambda: self._poll(channel, source))
-        header = decode(note)
-        return Frame(sender, header.message, self._receive_tensors(header, sender, channel))
+        try:
+            header = decode(note)
+        except ProtocolError as error:
+            self._astray.add((sender, channel))
+            raise Unreadable(str(error)) from None
+        tensors = self._receive_tensors(header, sender, channel)
+        return Frame(sender, header.message, tensors, header.asks)
 
     def poll(self, channel: Channel) -> Frame | None:
         """The next frame on a channel, if one has arrived; of frames without buffers only."""
@@ -98,6 +122,10 @@ class Endpoint:
 
     def _poll(self, channel: Channel, source: int) -> tuple[int, bytes] | None:
         self._reap()
+        for sender, where in self._astray:
+            # Unreceived, they would keep the sender from ever seeing its memory again.
+            while self.transport.drop_buffer(sender, where + 1):
+                pass
         return self.transport.poll_note(source, channel, HEADER_LIMIT)
 
     def _reap(self) -> bool:
@@ -110,6 +138,13 @@ class Endpoint:
         return not self._outbox
 
     def _receive_tensors(self, header: Header, source: int, channel: Channel) -> list[torch.Tensor]:
+        if (source, channel) in self._astray and not all(t.inline for t in header.tensors):
+            raise Unreadable(
+                f"rank {self.rank} takes no tensor of more than {INLINE_BYTES} bytes from rank "
+                f"{source} any more, since a frame that it could not read left open whose bytes "
+                "are whose: start the job again",
+                header.asks,
+            )
         tensors, pending, offset = [], [], 0
         for meta in header.tensors:
             tensor = _empty(meta.shape, DTYPES[meta.dtype])
@@ -120,10 +155,17 @@ class Endpoint:
                     raw.copy_(torch.frombuffer(part, dtype=torch.uint8))
                     offset += raw.numel()
             else:
-                pending.append(self.transport.receive_buffer(raw, source, channel + 1))
+                pending.append(self.transport.take_buffer(raw, source, channel + 1))
             tensors.append(tensor)
+        refusal = None
         for transfer in pending:
-            self.transport.finish(transfer)
+            try:
+                self.transport.finish(transfer)
+            except ProtocolError as error:
+                refusal = refusal or error
+        if refusal is not None:
+            self._astray.add((source, channel))
+            raise Unreadable(str(refusal), header.asks)
         return tensors
 
 

@@ -58,6 +58,18 @@ class ProtocolError(FedMPIError):
     """A message that no FedMPI rank of this version sends."""
 
 
+class Unreadable(ProtocolError):
+    """A frame that has arrived, and is of no use; the next one can be received.
+
+    Attributes:
+        asks: the sender waits for an answer, as far as could be read.
+    """
+
+    def __init__(self, sentence: str, asks: bool = False) -> None:
+        super().__init__(sentence)
+        self.asks = asks
+
+
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """What the receiver must know before the bytes of a tensor arrive."""
 
@@ -81,11 +93,19 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """The note at the head of every frame."""
+    """The note at the head of every frame.
+
+    Attributes:
+        message: left undecoded.
+        tensors: of the frame, in order.
+        inline: bytes of the small ones, one after another.
+        asks: the sender waits for an answer; it gets one even if nobody can read the message.
+    """
 
     message: msgspec.Raw
     tensors: list[TensorHeader]
     inline: bytes
+    asks: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -100,7 +120,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def encode(
-    message: msgspec.Struct, tensors: Sequence[torch.Tensor]
+    message: msgspec.Struct, tensors: Sequence[torch.Tensor], asks: bool = False
 ) -> tuple[bytes, list[torch.Tensor]]:
     """The header of a frame, and the uint8 vectors that follow it.
 
@@ -108,6 +128,7 @@ def encode(
         message: anything msgspec can encode.
         tensors: of any listed dtype, any shape, any strides; one that is not contiguous
             or on a GPU is copied, all others are sent out of their own memory.
+        asks: the sender waits for an answer.
 
     Raises:
         FedMPIError: a tensor that cannot travel (quantized, sparse, of 65 dimensions).
@@ -128,7 +149,7 @@ def encode(
             inline.append(raw.cpu().numpy().tobytes())
         else:
             buffers.append(raw.cpu())
-    note = Header(msgspec.Raw(_encoder.encode(message)), headers, b"".join(inline))
+    note = Header(msgspec.Raw(_encoder.encode(message)), headers, b"".join(inline), asks)
     return _encoder.encode(note), buffers
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,13 @@ SECONDS_TO_FORWARD = 0.2
 """The mpirun of Open MPI was seen to drop a sentence that a rank printed just before it aborted."""
 
 
+def _pieces(buffer: torch.Tensor) -> list[Any]:
+    """The memory of a uint8 vector, as MPI takes it; an empty one is one empty piece."""
+    memory = buffer if buffer.is_cuda else buffer.numpy()
+    starts = range(0, max(1, buffer.numel()), LARGEST_PIECE)
+    return [memory[start : start + LARGEST_PIECE] for start in starts]
+
+
 class _Requests:
     """MPI requests that count as one transfer, with the memory that they use."""
 
@@ -41,6 +49,39 @@ class _Requests:
 
     def done(self) -> bool:
         return bool(self._mpi.Request.Testall(self._requests))
+
+
+class _Taken:
+    """A receive that looks at each piece's length before it goes into memory.
+
+    A longer message than the memory of a posted receive is an error that Open MPI may answer by
+    writing beyond it, and a shorter one leaves in it whatever was there before.
+    """
+
+    def __init__(self, transport: MpiTransport, buffer: torch.Tensor, source: int, tag: int):
+        self._transport = transport
+        self._pieces = deque(_pieces(buffer))
+        self._source = source
+        self._tag = tag
+        self._requests: list[MPI.Request] = []
+        self._memory = buffer
+
+    def done(self) -> bool:
+        while self._pieces:
+            arrived = self._transport.probe(self._source, self._tag)
+            if arrived is None:
+                return False
+            message, length = arrived
+            expected = len(self._pieces[0])
+            if length != expected:
+                message.Recv(bytearray(length))
+                self._pieces.clear()
+                raise ProtocolError(
+                    f"rank {self._source} sent {length} bytes, "
+                    f"rank {self._transport.rank} expected {expected}"
+                )
+            self._requests.append(message.Irecv(self._pieces.popleft()))
+        return bool(self._transport._mpi.Request.Testall(self._requests))
 
 
 class MpiTransport(Transport):
@@ -121,23 +162,33 @@ class MpiTransport(Transport):
 
     def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
         self._count(buffer.numel())
-        return self._start(self._comm.Isend, buffer, destination, tag)
+        return _Requests(self._mpi, self._start(self._comm.Isend, buffer, destination, tag), buffer)
 
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
-        return self._start(self._comm.Irecv, buffer, source, tag)
+        return _Requests(self._mpi, self._start(self._comm.Irecv, buffer, source, tag), buffer)
+
+    def take_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
+        return _Taken(self, buffer, source, tag)
+
+    def drop_buffer(self, source: int, tag: int) -> bool:
+        arrived = self.probe(source, tag)
+        if arrived is not None:
+            arrived[0].Recv(bytearray(arrived[1]))
+        return arrived is not None
+
+    def probe(self, source: int, tag: int) -> tuple[MPI.Message, int] | None:
+        """The next message on a tag, still to be received, and its length in bytes."""
+        status = self._mpi.Status()
+        message = self._comm.Improbe(source, tag, status)
+        return None if message is None else (message, status.Get_count(self._mpi.BYTE))
 
     def _start(
         self, call: Callable[..., MPI.Request], buffer: torch.Tensor, peer: int, tag: int
-    ) -> Pending:
+    ) -> list[MPI.Request]:
         if buffer.is_cuda:
             # MPI knows nothing of streams: what is queued on this memory has to be done first.
             torch.cuda.current_stream(buffer.device).synchronize()
-        memory = buffer if buffer.is_cuda else buffer.numpy()
-        requests = [
-            call([memory[start : start + LARGEST_PIECE], self._mpi.BYTE], peer, tag)
-            for start in range(0, max(1, buffer.numel()), LARGEST_PIECE)
-        ]
-        return _Requests(self._mpi, requests, buffer)
+        return [call([piece, self._mpi.BYTE], peer, tag) for piece in _pieces(buffer)]
 
     def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         return wait_until(ready, self.ranks_on_node <= self.cores_on_node, expected)

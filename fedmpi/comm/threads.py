@@ -43,10 +43,13 @@ class _Receive(_Transfer):
     def __init__(self, buffer: torch.Tensor, match: Callable[[], None]) -> None:
         super().__init__(buffer)
         self._match = match
+        self.refusal: ProtocolError | None = None
 
     def done(self) -> bool:
         if not self.finished:
             self._match()
+        if self.refusal is not None:
+            raise self.refusal
         return self.finished
 
 
@@ -105,7 +108,7 @@ class ThreadTransport(Transport):
         self.rank = self.local_rank = rank
         self.size = hub.size
         self._mailbox = hub.mailboxes[rank]
-        self._receives: dict[tuple[int, int], deque[_Transfer]] = defaultdict(deque)
+        self._receives: dict[tuple[int, int], deque[_Receive]] = defaultdict(deque)
 
     def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
         mailbox = self.hub.mailboxes[destination]
@@ -141,6 +144,15 @@ class ThreadTransport(Transport):
         self._receives[source, tag].append(wanted)
         return wanted
 
+    def drop_buffer(self, source: int, tag: int) -> bool:
+        with self._mailbox.bell:
+            sends = self._mailbox.buffers[source, tag]
+            if not sends:
+                return False
+            sends.popleft().finished = True
+        self.hub.mailboxes[source].ring()
+        return True
+
     def _match(self, source: int, tag: int) -> None:
         """Pairs sends and receives of one (source, tag) in their order."""
         receives = self._receives[source, tag]
@@ -151,12 +163,13 @@ class ThreadTransport(Transport):
                     return
                 sent = sends.popleft()
             target = receives.popleft()
-            if sent.buffer.numel() != target.buffer.numel():
-                raise ProtocolError(
+            if sent.buffer.numel() == target.buffer.numel():
+                target.buffer.copy_(sent.buffer)
+            else:
+                target.refusal = ProtocolError(
                     f"rank {source} sent {sent.buffer.numel()} bytes, "
                     f"rank {self.rank} expected {target.buffer.numel()}"
                 )
-            target.buffer.copy_(sent.buffer)
             target.finished = sent.finished = True
             self.hub.mailboxes[source].ring()
 

@@ -67,6 +67,18 @@ class Transport(ABC):
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
         """Starts to receive into a contiguous uint8 vector of the length that was sent."""
 
+    def take_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
+        """As `receive_buffer`, where only the sender's word says how long the buffer is.
+
+        Asking whether it is done, in the order in which they were sent, raises ProtocolError if
+        it is of another length; nothing is written then.
+        """
+        return self.receive_buffer(buffer, source, tag)
+
+    @abstractmethod
+    def drop_buffer(self, source: int, tag: int) -> bool:
+        """Throws away one buffer, or a piece of one, if any has arrived; whether one had."""
+
     def wait(self, ready: Callable[[], T | None], expected: float = 0.0) -> T:
         """Calls `ready` until it returns something other than None, politely.
 

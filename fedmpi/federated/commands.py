@@ -13,6 +13,7 @@ from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
 from fedmpi.federated.device import pick, wire_memory
 from fedmpi.federated.trainer import Tally, Trainer
 from fedmpi.workers.command import Command, Reply, handles
+from fedmpi.workers.program import Program
 from fedmpi.workers.worker import Worker
 
 TRAINER, MODEL, SUM, TALLIES = "trainer", "model", "sum", "tallies"
@@ -35,6 +36,12 @@ class SetUpScattered(Command, frozen=True):
 
     set_up: SetUp
     normalisation: Normalisation
+
+
+class LearnStep(Command, frozen=True):
+    """Train with these programs, see `record_training`; none: with autograd."""
+
+    programs: list[Program]
 
 
 class Ready(Reply, frozen=True):
@@ -124,6 +131,12 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
     worker.store[TRAINER] = trainer
     worker.store[MODEL] = wire_memory(trainer.start, worker.transport.takes_gpu_memory)
     return Ready(list(shard.ids), [shard.rows(c) for c in shard.ids], str(device))
+
+
+@handles(LearnStep)
+def learn_step(worker: Worker, command: LearnStep, tensors: list[torch.Tensor]) -> None:
+    """Makes the programs ready to be run."""
+    worker.object(TRAINER, Trainer).learn(command.programs)
 
 
 @handles(Train, urgent=True)

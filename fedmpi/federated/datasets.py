@@ -16,8 +16,9 @@ from fedmpi.data.index import Index, check_workers, read_index
 from fedmpi.data.plan import Plan, plan
 from fedmpi.data.prepare import clients_in_memory
 from fedmpi.errors import UsageError
-from fedmpi.federated.commands import Ready, SetUp, SetUpScattered
+from fedmpi.federated.commands import LearnStep, Ready, SetUp, SetUpScattered
 from fedmpi.federated.evaluate import BATCH
+from fedmpi.federated.record_training import record_training
 from fedmpi.federated.rounds import Home
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.shards import prepare_once
@@ -55,6 +56,14 @@ class Dataset(ABC):
             smallest_batch=models.smallest_batch(model, shape),
         )
 
+    def _settle(self, crew: Crew, model: nn.Module) -> Home:
+        """Records the training step while the workers open their shards, and hears of them."""
+        loss_of = models.task_loss(self.classes)
+        programs = record_training(model, loss_of, self.row_shape, self.classes)
+        for rank in crew.ranks:
+            crew.tell(rank, LearnStep(programs))
+        return _home(crew, crew.hear(crew.ranks, Ready))
+
 
 class ShardedDataset(Dataset):
     """Each worker opens its own shard of a prepared folder (levels 1 and 3 to 5).
@@ -80,7 +89,9 @@ class ShardedDataset(Dataset):
 
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         command = self._set_up(config, str(self.folder), model)
-        return _home(crew, crew.ask(lambda rank: command, Ready))
+        for rank in crew.ranks:
+            crew.tell(rank, command)
+        return self._settle(crew, model)
 
 
 class ScatteredDataset(Dataset):
@@ -110,7 +121,7 @@ class ScatteredDataset(Dataset):
             crew.tell(rank, command, [torch.from_numpy(part) for part in parts])
             # One worker's rows at a time: the owner never holds the dataset twice.
             crew.endpoint.flush()
-        return _home(crew, crew.hear(crew.ranks, Ready))
+        return self._settle(crew, model)
 
 
 def open_dataset(config: Config, crew: Crew) -> Dataset:

@@ -20,6 +20,8 @@ from fedmpi.federated.fixed_point import ExactSum, unusable
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_sgd import local_sgd
 from fedmpi.federated.seeds import derive
+from fedmpi.federated.training_step import TrainingStep
+from fedmpi.workers.program import Program
 
 LOSS_UNIT = 2.0**20
 """Losses are summed as integers, this many to one, so that their mean has the same bits too."""
@@ -95,7 +97,12 @@ class Trainer:
             model = models.build(config.model, row_shape, classes)
         self.state = FlatState(model, device)
         self.start = [torch.empty_like(v) for v in self.state.vectors]
-        self.loss_of = models.task_loss(classes)
+        self.step = TrainingStep(model, models.task_loss(classes))
+
+    def learn(self, programs: Sequence[Program]) -> None:
+        """Takes recorded steps in place of autograd's; on a GPU it goes on without them."""
+        if self.device.type == "cpu":
+            self.step = TrainingStep(self.step.model, self.step.loss_of, programs)
 
     def begin(self, vectors: Sequence[torch.Tensor]) -> None:
         """Takes a state as the start of every client to come."""
@@ -111,8 +118,7 @@ class Trainer:
 
         def update() -> float:
             return local_sgd(
-                self.state.model,
-                self.loss_of,
+                self.step,
                 x.to(self.device, non_blocking=True),
                 y.to(self.device, non_blocking=True),
                 epochs=federated.epochs,

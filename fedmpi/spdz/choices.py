@@ -130,7 +130,8 @@ def relu(x: torch.Tensor) -> torch.Tensor:
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
     """Whether x > 0; of a ReLU's result it is known."""
-    known = secret_of(x).positive
+    secret = secret_of(x)
+    known = secret.positive if secret.unchanged else None
     return lift(known, BOOL) if known is not None else x > 0
 
 

@@ -12,9 +12,8 @@ from functools import partial
 import torch
 
 from fedmpi.errors import UsageError
-from fedmpi.spdz.lift import handles
+from fedmpi.spdz.lift import handles, secret_of
 from fedmpi.spdz.secret_index import Places
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sorting import Sorting
 from fedmpi.spdz.tournament import Tournament
 

@@ -252,3 +252,14 @@ def prod_dim(
 def prod(x: torch.Tensor, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """As `prod_dim`, of all elements."""
     return prod_dim(x.reshape(-1), 0)
+
+
+@handles(aten.cumprod.default)
+def cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Products of all that stands before, by steps that double."""
+    size, step = x.shape[dim], 1
+    while step < size:
+        later = x.narrow(dim, step, size - step) * x.narrow(dim, 0, size - step)
+        x = torch.cat([x.narrow(dim, 0, step), later], dim)
+        step *= 2
+    return x

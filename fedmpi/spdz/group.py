@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
 
+from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
+from fedmpi.spdz.material import Material
 from fedmpi.spdz.member import Dealer, Join, members
 from fedmpi.spdz.owned import Split, TakeShare
 from fedmpi.spdz.stream import new_key
@@ -31,7 +34,13 @@ FIRST_KEY = 2**48
 """Ids of shares start here: no link to a single worker gets so far."""
 
 _keys = itertools.count(FIRST_KEY)
-_groups = itertools.count(1)
+MOST_AHEAD = 512 * 2**20
+"""Bytes that the dealer may have sent before it asks whether they have left."""
+
+
+def _number_of(ranks: Sequence[int]) -> int:
+    """The same for the same parties in every program, so that a saved plan fits."""
+    return int.from_bytes(sha256(repr(list(ranks)).encode()).digest()[:6], "big")
 
 
 class Numbers:
@@ -67,6 +76,7 @@ class Group:
         number: of the group, on all members.
         links: to the parties.
         rank: for messages, in place of a worker's.
+        material: dealt beforehand, for the plan that it fits.
 
     Raises:
         UsageError: one party only, or the same worker twice.
@@ -79,8 +89,8 @@ class Group:
             raise UsageError(
                 f"parties {ranks}: a secret is shared among at least 2 different workers"
             )
-        self.number = next(_groups)
-        self.rank = "s " + ", ".join(map(str, ranks))
+        self.number = _number_of(ranks)
+        self.rank = ", ".join(map(str, ranks))
         self.ranks = ranks
         keys = [new_key() for _ in ranks]
         for link, key in zip(self.links, keys, strict=True):
@@ -90,6 +100,7 @@ class Group:
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
         members()[self.number] = self.dealer
         ask_for_short_turns()
+        self.material: Material | None = None
         self._callees: dict[int, tuple[Any, Callee | Replay]] = {}
         self._dealt: dict[int, torch.Tensor] = {}
         self._zero = self.public(torch.zeros((), dtype=torch.int64))
@@ -124,13 +135,34 @@ class Group:
         seed: int,
     ) -> None:
         """One call by all members, in the order of the program."""
-        if known.numbers:
+        material = self.material
+        if material is not None and not material.fits(known.signature):
+            material = None
+        if material is not None:
+            seed = material.take()
+        elif known.numbers:
             seed = _numbers.take(known.numbers)
         for link in self.links:
             link.call(known, tensors, numbers, results, seed)
         if self.links[0].idle:
             self.flush()
-        self._deal(known, tensors, numbers, results, seed)
+        if material is None:
+            self._deal(known, tensors, numbers, results, seed)
+        else:
+            self._hand_out(material, known, results, seed)
+
+    def _hand_out(self, material: Material, plan: Any, results: list[int], seed: int) -> None:
+        """Sends what was dealt beforehand."""
+        self.flush()
+        count = self.dealer.count("dealt beforehand")
+        for step, tensors in material.frames():
+            count.nbytes += sum(tensor.nbytes for tensor in tensors)
+            self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        for key, there in zip(results, plan.results, strict=True):
+            if key:
+                shape, stride = there.shape, there.stride
+                nothing = torch.empty_strided(shape, stride, dtype=there.dtype, device="meta")
+                self._dealt[key] = nothing
 
     def _deal(
         self,
@@ -154,6 +186,11 @@ class Group:
             if known.numbers:
                 self.dealer.give_up(seed, known.numbers, f"the dealer failed: {error}")
             raise
+        if self.dealer.bytes_ahead > MOST_AHEAD:
+            # The dealer is far ahead: what waits here to be sent is memory.
+            self.flush()
+            self.crew.endpoint.flush()
+            self.dealer.bytes_ahead = 0
         if isinstance(made, torch.Tensor):
             made = (made,)
         for key, tensor in zip(results, made or (), strict=True):

@@ -12,8 +12,10 @@ from torch.utils._pytree import tree_leaves
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, encode
 from fedmpi.spdz.group import Group
+from fedmpi.spdz.operators import encode_public
 from fedmpi.spdz.secret import Secret
-from fedmpi.tensors.pointer import PointerTensor
+from fedmpi.tensors.link import Link
+from fedmpi.tensors.pointer import PointerTensor, call
 from fedmpi.tensors.shared import SECURE, SharedTensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,10 +80,11 @@ def public(group: Group, tensor: torch.Tensor, bits: int) -> PointerTensor:
     Raises:
         UsageError: they are on a worker, or too large.
     """
-    if isinstance(tensor, PointerTensor) and tensor.remote.link is group:
-        there: PointerTensor = (tensor * 2.0**bits).round().to(torch.int64)
-        return there
     if isinstance(tensor, PointerTensor):
+        place: Any = tensor.remote.link
+        if not isinstance(place, Link):  # made on all parties, or in a plan
+            found: PointerTensor = call(encode_public, (tensor, bits, group.number), {})
+            return found
         raise UsageError(
             f"{tensor!r} met a shared tensor: share it with the same parties, or get() it first"
         )

@@ -61,7 +61,9 @@ def _view(func: OpOverload, whole: bool, x: torch.Tensor, *args: Any, **kwargs: 
 
     def look(at: PointerTensor) -> PointerTensor:
         if func in _RESHAPES and at is not secret.share:
-            return at.reshape(args[0])  # a mask need not lie in memory as the shares do
+            # A mask need not lie in memory as the shares do.
+            reshaped: Any = at.reshape(args[0])
+            return reshaped
         return call(func, (at, *args), kwargs)
 
     return lift(secret.viewed(look, whole), x.dtype)

@@ -21,7 +21,7 @@ from operator import xor
 
 import torch
 
-from fedmpi.spdz.operators import nowhere, define
+from fedmpi.spdz.operators import define, nowhere
 from fedmpi.spdz.secret import Secret
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
 from fedmpi.tensors.pointer import PointerTensor, call
@@ -109,7 +109,9 @@ _leading = define(
 """The place of x's first one, where c = x + r, under a mask that all see; and the mask's digits."""
 
 
-def _party_pick(turn: PartyTurn, z: Tensor, digits: Tensor, low: list[int], high: list[int]) -> Tensor:
+def _party_pick(
+    turn: PartyTurn, z: Tensor, digits: Tensor, low: list[int], high: list[int]
+) -> Tensor:
     found = []
     for table, units, at in ((low, digits[:_LOW], z & 7), (high, digits[_LOW:], z >> 3)):
         k = torch.arange(len(table)).view(-1, *[1] * z.dim())

@@ -29,6 +29,8 @@ from fedmpi.workers.command import Command, handles
 from fedmpi.workers.operate import abandoned
 from fedmpi.workers.worker import OWNER, Worker
 
+FIRST_OFFLINE = 2**62
+"""Numbers from here on are of calls that were dealt for beforehand."""
 DIRECT = 3
 """Up to so many parties each sends its share to all others; more add up at the first."""
 
@@ -62,6 +64,13 @@ class Join(Command, frozen=True):
 
     group: int
     ranks: list[int]
+    key: bytes
+
+
+class UseMaterial(Command, frozen=True):
+    """Draw with another key in calls that were dealt for beforehand."""
+
+    group: int
     key: bytes
 
 
@@ -135,6 +144,11 @@ class Party(Member):
         self.first = endpoint.rank == ranks[0]
         self.last = endpoint.rank == ranks[-1]
         self.stream = Stream(key)
+        self.offline = Stream(key)
+
+    def stream_of(self, number: int) -> Stream:
+        """Where this party's part in a call is drawn from."""
+        return self.offline if number >= FIRST_OFFLINE else self.stream
 
     def give_up(self, number: int, numbers: int, why: str) -> None:
         """Tells the other parties."""
@@ -169,12 +183,14 @@ class Dealer(Member):
 
     Attributes:
         input: the value that the owner is about to share.
+        bytes_ahead: sent since somebody last waited for it to leave.
     """
 
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int], keys: Sequence[bytes]) -> None:
         super().__init__(endpoint, ranks)
         self.streams = [Stream(key) for key in keys]
         self.input: torch.Tensor | None = None
+        self.bytes_ahead = 0
 
     def give_up(self, number: int, numbers: int, why: str) -> None:
         """Tells the last party, which is the only one that hears from the dealer."""
@@ -208,10 +224,22 @@ def member(group: int) -> Party | Dealer:
 @handles(Join, always=True)
 def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
     """From here on this worker is one of the parties."""
+    # The operators that the parties will call: other jobs do not wait for them at their start.
+    import fedmpi.spdz.table  # noqa: F401
+
     if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
     members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
     ask_for_short_turns()
+
+
+@handles(UseMaterial, always=True)
+def use_material(worker: Worker, command: UseMaterial, tensors: list[torch.Tensor]) -> None:
+    """From here on."""
+    me = member(command.group)
+    if not isinstance(me, Party):
+        raise ProtocolError(f"rank {worker.rank} is no party of group {command.group}")
+    me.offline = Stream(command.key)
 
 
 @handles(Leave, always=True)

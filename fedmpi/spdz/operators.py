@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from fedmpi.spdz import fixed_point
 from fedmpi.spdz.flat import flat
 from fedmpi.spdz.member import Dealer, member
 from fedmpi.spdz.products import add_product, product, product_shape
@@ -137,11 +138,6 @@ mask = define(
 # ---- what is public ----------------------------------------------------------------------------
 
 
-def encode(value: float, bits: int) -> int:
-    """A number in fixed point."""
-    return round(value * 2.0**bits)
-
-
 def _plus(turn: PartyTurn, x: Tensor, value: Tensor | int, shape: Sequence[int]) -> Tensor:
     """The first party adds what is public; all get new memory."""
     return (
@@ -151,10 +147,23 @@ def _plus(turn: PartyTurn, x: Tensor, value: Tensor | int, shape: Sequence[int])
     )
 
 
+def _encode(turn: PartyTurn, values: Tensor, bits: int) -> Tensor:
+    return fixed_point.encode(values, bits)
+
+
+encode_public = define(
+    "encode_public(Tensor values, int bits, int group) -> Tensor",
+    lambda values, bits: values.new_empty(values.shape, dtype=torch.int64),
+    _encode,
+    lambda turn, values, bits: nowhere(values.shape),
+)
+"""Values that all parties have made, in fixed point."""
+
+
 add_number = define(
     "add_number(Tensor x, float value, int bits, int group) -> Tensor",
     lambda x, value, bits: x.new_empty(x.shape),
-    lambda turn, x, value, bits: _plus(turn, x, encode(value, bits), x.shape),
+    lambda turn, x, value, bits: _plus(turn, x, round(value * 2.0**bits), x.shape),
     lambda turn, x, value, bits: nowhere(x.shape),
 )
 """x + value, a number known to all."""
@@ -311,7 +320,7 @@ scale = define(
     "scale(Tensor x, float value, int encoded, int bits, int group) -> (Tensor, Tensor)",
     lambda x, value, encoded, bits: _two(x, x.shape),
     lambda turn, x, value, encoded, bits: _truncated(
-        turn, turn.draw(x.shape).add_(x * encode(value, encoded)), bits
+        turn, turn.draw(x.shape).add_(x * round(value * 2.0**encoded)), bits
     ),
     lambda turn, x, value, encoded, bits: _deal_truncated(turn, turn.draw(x.shape), bits),
 )

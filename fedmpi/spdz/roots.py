@@ -46,7 +46,9 @@ SERIES |= {
 def _scaled(magnitude: Magnitude) -> tuple[Secret, Secret, Secret]:
     """m > 0, and the powers 2^(7 - k mod 8) and +-2^(40 - 8 (k div 8)) that x was multiplied by."""
     great = [1 << (_TOP - 7 - k) if k < _TOP else 0 for k in _HIGH]
-    by_low, by_high = magnitude.pick([1 << (7 - k) for k in _LOW], [*great, *(-n for n in great)], 0)
+    by_low, by_high = magnitude.pick(
+        [1 << (7 - k) for k in _LOW], [*great, *(-n for n in great)], 0
+    )
     x = magnitude.x
     m = x.new(x.share, 0).same_as(x).times(by_high).times(by_low)
     return m.new(m.share, _TOP), by_low, by_high
@@ -99,7 +101,9 @@ def log(x: torch.Tensor) -> torch.Tensor:
     m, _, _ = _scaled(magnitude)
     unit = math.log(2) * 2.0**secret.bits
     by_place = magnitude.sum_of(
-        [round(k * unit) for k in _LOW], [round((k - secret.bits) * unit) for k in _HIGH], secret.bits
+        [round(k * unit) for k in _LOW],
+        [round((k - secret.bits) * unit) for k in _HIGH],
+        secret.bits,
     )
     y = evaluate("log", m, secret.bits).plus(by_place)
     return lift(y, dtype)

@@ -53,7 +53,7 @@ class Places(Secret):
         self._work_out: Callable[[], torch.Tensor] | None = work_out
         self._like = like
 
-    @property  # type: ignore[override]
+    @property
     def share(self) -> PointerTensor:
         """Of the index, made when it is first needed."""
         if self._work_out is not None:

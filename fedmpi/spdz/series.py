@@ -126,7 +126,10 @@ class _Wave(Series):
 
     def __init__(self, cosine: float, sine: float) -> None:
         super().__init__(torch.sin, -math.pi, math.pi, math.tau, 1)
-        ends = torch.tensor([cosine], dtype=torch.float64), torch.tensor([sine], dtype=torch.float64)
+        ends = (
+            torch.tensor([cosine], dtype=torch.float64),
+            torch.tensor([sine], dtype=torch.float64),
+        )
         self.coefficients = 0.0, *ends
 
 
@@ -180,5 +183,3 @@ def evaluate(name: str, x: Secret, out: int) -> Secret:
     """
     share, c = x.operate(_series, name, x.share, x.bits, out)
     return x.new(share, out, opened=Opened(c, 2 * WAVE_BITS - out))
-
-

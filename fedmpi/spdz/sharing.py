@@ -8,24 +8,7 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
-import fedmpi.spdz.activations
-import fedmpi.spdz.arithmetic
-import fedmpi.spdz.choices
-import fedmpi.spdz.convolutions
-import fedmpi.spdz.exponentials
-import fedmpi.spdz.extremes
-import fedmpi.spdz.folding
-import fedmpi.spdz.functions
-import fedmpi.spdz.indexing
-import fedmpi.spdz.linear
-import fedmpi.spdz.losses
-import fedmpi.spdz.normalisation
-import fedmpi.spdz.pooling
-import fedmpi.spdz.positions
-import fedmpi.spdz.powers
-import fedmpi.spdz.products_along
-import fedmpi.spdz.roots
-import fedmpi.spdz.softmax  # noqa: F401 - they fill the table
+import fedmpi.spdz.table  # noqa: F401 - operators on shared tensors
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers

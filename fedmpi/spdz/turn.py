@@ -34,7 +34,7 @@ class PartyTurn:
 
     def draw(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """This party's share of a uniformly random value: from its own stream."""
-        return self.party.stream.uniform(self.number, shape, dtype)
+        return self.party.stream_of(self.number).uniform(self.number, shape, dtype)
 
     def dealt(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         """This party's share of a value that the dealer chose: from its stream or, for the last
@@ -157,5 +157,7 @@ class DealerTurn:
         """Sends the last party what was dealt."""
         if self._corrections:
             last = self.dealer.ranks[-1]
-            self.count.nbytes += sum(tensor.nbytes for tensor in self._corrections)
+            nbytes = sum(tensor.nbytes for tensor in self._corrections)
+            self.count.nbytes += nbytes
+            self.dealer.bytes_ahead += nbytes
             self.dealer.send(last, Channel.DEALING, self.number, self._corrections)

@@ -18,6 +18,7 @@ def code_of(program: Program, name: str = "plan") -> str:
     names = {k: f"state{k}" if k in states else f"input{k}" for k in range(program.inputs)}
     names |= {k: f"t{k}" for k in range(program.inputs, program.registers)}
     inputs = [names[k] for k in range(program.inputs)]
+    inputs += ["numbers"] * (program.numbers > 0)
     lines = [f"def {name}({', '.join(inputs)}):"]
     if program.batch != -1:
         lines.append(f"    n = {names[program.batch]}.shape[0]")
@@ -42,6 +43,8 @@ def _text(argument: Any, step: Step, names: dict[int, str]) -> str:
         if kind == "size":
             a, c = value
             return f"{a if a != 1 else ''}{' * ' if a != 1 else ''}n{f' + {c}' if c else ''}"
+        if kind == "given":
+            return f"numbers[{value}]"
         if kind == "tensor":
             return names[step.tensors[value]]
         if kind == "number":

@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -83,6 +84,7 @@ class Link:
         self.dead: list[int] = []
         self.open = True
         self.beside: set[Link] = set()
+        self._held = False
         self._calls: list[Call] = []
         self._untold: list[Learnt] = []
         self._told: set[int] = set()
@@ -135,8 +137,26 @@ class Link:
         self._calls.append(Call(self._made, known.number, tensors, numbers, results, seed, dead))
         if len(self._calls) == 1:
             self._since = time.perf_counter()
+        elif self._held:
+            pass
         elif len(self._calls) >= BATCH or time.perf_counter() - self._since > PATIENCE:
             self.flush()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Calls made inside wait for its end; if it ends with an error, they are never sent."""
+        before = len(self._calls)
+        self._held = True
+        try:
+            yield
+        except BaseException:
+            # Less, if something inside had to be sent at once, with all that was before it.
+            for call in self._calls[before:]:
+                self.dead += call.dead
+            del self._calls[before:]
+            raise
+        finally:
+            self._held = False
 
     def learn(self, known: Learnt) -> None:
         """Has the worker learn something before its first call."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -256,13 +257,33 @@ def for_each_worker(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
             )
     part_on = {id(one): parts for one, parts in zip(several, parts_of, strict=True)}
     results = []
-    for link in links:
+    with _all_or_none(several):
+        for link in links:
 
-        def pick(value: Any, link: Any = link) -> Any:
-            return part_on[id(value)][link] if isinstance(value, MultiPointer) else value
+            def pick(value: Any, link: Any = link) -> Any:
+                return part_on[id(value)][link] if isinstance(value, MultiPointer) else value
 
-        results.append(function(*tree_map(pick, args), **tree_map(pick, kwargs)))
+            results.append(function(*tree_map(pick, args), **tree_map(pick, kwargs)))
     return _joined(getattr(function, "__name__", "the result"), results)
+
+
+@contextmanager
+def _all_or_none(several: Sequence[MultiPointer]) -> Iterator[None]:
+    """If a part does not fit, those before it are as they were: nothing has been sent."""
+    parts = {id(part): part for one in several for part in one.parts}.values()
+    before = [(part.remote, part.layout_there) for part in parts]
+    try:
+        with ExitStack() as stack:
+            for link in {part.link for part in parts}:
+                stack.enter_context(link.all_or_nothing())
+            yield
+    except BaseException:
+        for part, (remote, there) in zip(parts, before, strict=True):
+            if part.layout_there is not there:  # as after `t_()`
+                with torch.no_grad(), torch._C._DisableTorchDispatch():
+                    part.as_strided_(there.shape, there.stride, there.offset)
+                part.remote, part.layout_there = remote, there
+        raise
 
 
 def _joined(name: str, results: list[Any]) -> Any:

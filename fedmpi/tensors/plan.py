@@ -45,15 +45,22 @@ class Plan:
         fuse: also make it faster in ways that change results within float rounding.
         dynamic: one program for all batch sizes from 2 up: for tensors among the arguments
             whose first dimension is that of the first one.
+        masks_outside: shared parameters that it does not change are masked once, not in every
+            run; what is dealt for beforehand has all masks inside.
     """
 
     def __init__(
-        self, function: Callable[..., Any], fuse: bool = True, dynamic: bool = False
+        self,
+        function: Callable[..., Any],
+        fuse: bool = True,
+        dynamic: bool = False,
+        masks_outside: bool = True,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.fuse = fuse
         self.dynamic = dynamic
+        self.masks_outside = masks_outside
         self._recorded: dict[tuple[Any, ...], tuple[RecordedPlan, Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
@@ -114,7 +121,7 @@ class Plan:
         found = self._recorded.get(key)
         if found is None:
             recorded, returned, masked = self._make(arguments, inputs, ids)
-            if masked:
+            if masked and self.masks_outside:
                 # What does not change is masked once, not in every run: recorded anew.
                 for tensor in masked:
                     tensor.secret.masked()
@@ -186,12 +193,16 @@ def recorded_plan(
 
 
 def plan(
-    function: Callable[..., Any] | None = None, *, fuse: bool = True, dynamic: bool = False
+    function: Callable[..., Any] | None = None,
+    *,
+    fuse: bool = True,
+    dynamic: bool = False,
+    masks_outside: bool = True,
 ) -> Any:
     """Decorator: see `Plan`."""
     if function is None:
-        return functools.partial(plan, fuse=fuse, dynamic=dynamic)
-    return Plan(function, fuse, dynamic)
+        return functools.partial(plan, fuse=fuse, dynamic=dynamic, masks_outside=masks_outside)
+    return Plan(function, fuse, dynamic, masks_outside)
 
 
 def _forget_masks(arguments: Sequence[Any], written: Sequence[torch.Tensor]) -> None:

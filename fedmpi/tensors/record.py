@@ -21,6 +21,7 @@ from fedmpi.tensors.assemble import Assembled, Recorded, assemble
 from fedmpi.tensors.calls import Known
 from fedmpi.tensors.layout import Layout
 from fedmpi.tensors.link import Remote
+from fedmpi.tensors.making import MakingThere
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.shared import SharedTensor
 
@@ -153,7 +154,8 @@ def record(
     stand_ins |= {key: t.standing_in(stand_ins) for key, t in shared.items()}
     copied = copy.deepcopy(tuple(arguments), stand_ins)
     # The seeds that pointers draw at random operators stay out of the program.
-    with torch.random.fork_rng(devices=[]), _as_if_compiling(copied), recording(recorder):
+    forked = torch.random.fork_rng(devices=[])
+    with forked, _as_if_compiling(copied), MakingThere(recorder), recording(recorder):
         returned = function(*copied)
     known = {k + 1: there for k, there in enumerate(layouts)}
     for tensor in leaves(copied):

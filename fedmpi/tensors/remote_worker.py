@@ -14,9 +14,11 @@ from fedmpi.comm.frame import DTYPES
 from fedmpi.errors import UsageError
 from fedmpi.tensors.layout import layout
 from fedmpi.tensors.link import Link
+from fedmpi.tensors.making import MakingThere
 from fedmpi.tensors.modules import with_tensors
 from fedmpi.tensors.pointer import PointerTensor, point
 from fedmpi.tensors.recorded_plan import RecordedPlan
+from fedmpi.tensors.recurrent import make_there
 from fedmpi.tensors.shards import ShardPointers, load_shards
 from fedmpi.workers.operate import Accept, Described, Found, Introduce, Introduced, Limit, Look, Put
 
@@ -93,12 +95,22 @@ class RemoteWorker:
             UsageError: it is a pointer already.
         """
         if isinstance(what, nn.Module):
-            return with_tensors(what, lambda tensor: self.send(tensor, private=private))
+            sent = with_tensors(what, lambda tensor: self.send(tensor, private=private))
+            make_there(sent)
+            return sent
         pointer = start_sending(self.link, what, tags, description, private)
         if what.nbytes > COPIED_BYTES:
             self.link.flush_all()
             self.link.crew.endpoint.flush()
         return pointer.requires_grad_(what.requires_grad)
+
+    def as_device(self) -> MakingThere:
+        """A context in which `torch.zeros` and the like make their tensors on the worker.
+
+        As `with torch.device(...)` does for a GPU. For functions of PyTorch that make tensors on
+        their way: `with alice.as_device(): F.one_hot(labels, 10)`.
+        """
+        return MakingThere(self.link)
 
     def load_shard(
         self, folder: str | Path, *, private: bool = False, verify: bool = True

@@ -8,13 +8,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import torch
-
 from fedmpi.errors import FedMPIError, UsageError
-from fedmpi.tensors.session import session
+from fedmpi.tensors.session import session, use_threads
 from fedmpi.tensors.shards import load_shards
 from fedmpi.workers.crew import Crew
-from fedmpi.workers.operate import Done, Threads
 
 
 def run_script(
@@ -52,11 +49,10 @@ def run_script(
     sys.argv, sys.path[0] = [script, *arguments], os.path.dirname(os.path.abspath(script))
     try:
         with session(crew) as workers:
-            torch.set_num_threads(threads)
             for worker in workers if memory else ():
                 worker.limit_memory(memory)
             # Once all have answered, they are idle: a mistake in the script ends no busy rank.
-            crew.ask(lambda rank: Threads(threads), Done)
+            use_threads(crew, threads)
             # A worker's objects live as long as the pointers to them: here, through the script.
             _kept = load_shards(workers, data, private=private) if data else []
             runpy.run_path(script, run_name="__main__")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 import fedmpi.workers
 from fedmpi.errors import UsageError
 from fedmpi.tensors import calls
@@ -12,6 +14,7 @@ from fedmpi.tensors.link import Link
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
+from fedmpi.workers.operate import Done, Threads
 
 _sessions: list[tuple[RemoteWorker, ...]] = []
 
@@ -38,16 +41,30 @@ def session(crew: Crew) -> Iterator[tuple[RemoteWorker, ...]]:
 
 
 @contextmanager
-def simulate(workers: int) -> Iterator[tuple[RemoteWorker, ...]]:
+def simulate(workers: int, threads: int = 1) -> Iterator[tuple[RemoteWorker, ...]]:
     """Workers as threads of this process, for a notebook or a test.
 
     Args:
         workers: how many.
+        threads: PyTorch's for each worker, and inside for this thread, as for the ranks of
+            `exec`: the bits of a result depend on it.
     """
-    if workers < 1:
-        raise UsageError(f"workers = {workers}: expected at least 1")
-    with in_process_crew(workers) as crew, session(crew) as handles:
-        yield handles
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value < 1:
+            raise UsageError(f"{name} = {value}: expected at least 1")
+    before = torch.get_num_threads()
+    try:
+        with in_process_crew(workers) as crew, session(crew) as handles:
+            use_threads(crew, threads)
+            yield handles
+    finally:
+        torch.set_num_threads(before)
+
+
+def use_threads(crew: Crew, threads: int) -> None:
+    """Has all workers, and this thread, compute with so many threads of PyTorch; waits for them."""
+    torch.set_num_threads(threads)
+    crew.ask(lambda rank: Threads(threads), Done)
 
 
 def workers() -> tuple[RemoteWorker, ...]:

@@ -11,7 +11,7 @@ import torch
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.errors import RemoteError
-from fedmpi.workers.command import Command, Failure, Reply, Stop
+from fedmpi.workers.command import Command, Failure, Reply, Stop, entry_of
 
 R = TypeVar("R", bound=Reply)
 
@@ -40,7 +40,8 @@ class Crew:
     def tell(self, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Sends a command and returns; the tensors must not change before the next wait."""
         self.busy = True
-        self.endpoint.send(rank, Channel.COMMAND, command, tensors)
+        asks = entry_of(command).replies
+        self.endpoint.send(rank, Channel.COMMAND, command, tensors, asks)
 
     def hear(self, ranks: Iterable[int], kind: type[R]) -> list[R]:
         """Waits for one reply of each rank, in the order of `ranks`.

@@ -253,7 +253,9 @@ def _call(
     if len(results) != len(call.results):
         raise ProtocolError(f"{callee.name} has {len(results)} results, not {len(call.results)}")
     for key, result in zip(call.results, results, strict=True):
-        if key:
+        if key and result is None:
+            objects.lose([key], f"{callee.name} gave no such result")
+        elif key:
             objects.put(key, result, private=private and not accepted)
 
 

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from fedmpi.config import nearest
 from fedmpi.errors import UsageError
+from fedmpi.workers import lstm
 
 _LISTED = {
     "arithmetic": """
@@ -125,6 +126,7 @@ _LISTED = {
         _upsample_bilinear2d_aa_backward
     """,
     "activation": """
+        mkldnn_rnn_layer mkldnn_rnn_layer_backward
         _safe_softmax _transformer_encoder_layer_fwd _native_multi_head_attention
         _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_flash_attention_for_cpu_backward celu celu_ _log_softmax
@@ -227,6 +229,17 @@ def resolve(name: str) -> OpOverload:
     return operator
 
 
+def kernel(operator: OpOverload) -> Callable[..., Any]:
+    """What runs the operator, as fast as can be."""
+    own = _OWN.get(wire_name(operator))
+    if own:
+        return own.kernel
+    if operator.overloadpacket.__name__.startswith("mkldnn_rnn_layer"):
+        return lstm.checked(operator)
+    quick: Callable[..., Any] = operator._op
+    return quick
+
+
 _DRAWS_ELSEWHERE = {"_scaled_dot_product_flash_attention_for_cpu"}
 """PyTorch's tags say that these draw, but on a CPU they refuse to."""
 
@@ -243,12 +256,6 @@ def is_numbered(operator: OpOverload) -> bool:
     """Whether each call has a number of its own, which stands in place of a seed."""
     own = _OWN.get(wire_name(operator))
     return own is not None and own.numbered
-
-
-def kernel_of(operator: OpOverload) -> Callable[..., Any]:
-    """What computes it, without the way through PyTorch's dispatcher if it is ours."""
-    own = _OWN.get(wire_name(operator))
-    return own.kernel if own else operator
 
 
 def drawing(operator: OpOverload, seed: int) -> Callable[..., Any]:

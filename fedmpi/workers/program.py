@@ -22,6 +22,8 @@ MOST_STEPS = 100_000
 """Of a program; a training step of ResNet-18 has some 700."""
 
 QUICK: dict[str, Callable[..., Any]] = {
+    "_log_softmax": torch._log_softmax,
+    "_log_softmax_backward_data": torch._log_softmax_backward_data,
     "add.Tensor": torch.add,
     "add_.Tensor": torch.Tensor.add_,
     "addmm": torch.addmm,
@@ -35,6 +37,7 @@ QUICK: dict[str, Callable[..., Any]] = {
     "sub.Tensor": torch.sub,
     "sum.dim_IntList": torch.sum,
     "t": torch.t,
+    "tanh": torch.tanh,
     "view": torch.Tensor.view,
 }
 """Operators that PyTorch's own Python calls sooner (0.3 us) than the door that all of them have."""
@@ -69,6 +72,7 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
         nbytes: memory that the outputs take, as the owner reckons.
         batch: input whose first dimension is the n of {"size": [a, c]}, a * n + c, which may
             stand for a number among the arguments; -1: none.
+        numbers: how many a call brings; {"given": k} among the arguments stands for number k.
     """
 
     signatures: list[Signature]
@@ -78,6 +82,7 @@ class Program(msgspec.Struct, frozen=True, array_like=True, tag="program"):
     registers: int
     nbytes: int
     batch: int = -1
+    numbers: int = 0
 
 
 class Replay:
@@ -100,7 +105,7 @@ class Replay:
     def __init__(self, program: Program) -> None:
         self.nbytes = program.nbytes
         self.accepted = False
-        self._inputs = program.inputs
+        self._inputs, self._numbers = program.inputs, program.numbers
         _check(program)
         self.written = written_inputs(program)
         callees = [Callee(signature) for signature in program.signatures]
@@ -110,9 +115,9 @@ class Replay:
             lines = list(_lines(program, callees, names))
         except (IndexError, TypeError, ValueError) as error:
             raise ProtocolError(f"a plan with an argument that is not there: {error}") from None
-        source = "\n    ".join(["def replay(_given, _seed):", *lines])
+        source = "\n    ".join(["def replay(_given, _numbers, _seed):", *lines])
         exec(compile(source, "<plan>", "exec"), names)
-        self._replay: Callable[[Sequence[torch.Tensor], int], list[torch.Tensor]] = names["replay"]
+        self._replay: Callable[..., list[torch.Tensor]] = names["replay"]
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[Number], seed: int
@@ -120,7 +125,9 @@ class Replay:
         """Runs it, with gradients off."""
         if len(tensors) != self._inputs:
             raise ProtocolError(f"a plan of {self._inputs} inputs was given {len(tensors)}")
-        return self._replay(tensors, seed)
+        if len(numbers) != self._numbers:
+            raise ProtocolError(f"a plan of {self._numbers} numbers was given {len(numbers)}")
+        return self._replay(tensors, numbers, seed)
 
 
 def _check(program: Program) -> None:
@@ -191,9 +198,7 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
     for number, (step, dying) in enumerate(zip(program.steps, last_uses(program), strict=True)):
         callee = callees[step.signature]
         operator = f"f{step.signature}"
-        names[operator] = QUICK.get(callee.name) or (
-            callee.operator._op if callee.kernel is callee.operator else callee.kernel
-        )
+        names[operator] = QUICK.get(callee.name, callee.kernel)
         if callee.random:
             # Every step draws from a stream of its own.
             names[f"o{step.signature}"] = callee.operator
@@ -201,9 +206,10 @@ def _lines(program: Program, callees: list[Callee], names: dict[str, Any]) -> It
                 f"_drawing(o{step.signature}, (_seed + {number * 0x9E3779B97F4A7C15}) % 2**63)"
             )
         signature = callee.signature
-        arguments = [_text(a, step, names) for a in signature.arguments]
+        arguments = [_text(a, step, program, names) for a in signature.arguments]
         arguments += [
-            f"{_keyword(n, callee)}={_text(a, step, names)}" for n, a in signature.keywords.items()
+            f"{_keyword(n, callee)}={_text(a, step, program, names)}"
+            for n, a in signature.keywords.items()
         ]
         if callee.numbered:
             arguments.append(f"number=_seed + {number}")
@@ -235,13 +241,13 @@ def _keyword(name: str, callee: Callee) -> str:
 def _is_constant(argument: Any) -> bool:
     if isinstance(argument, list):
         return all(_is_constant(a) for a in argument)
-    return not (isinstance(argument, dict) and argument.keys() & {"tensor", "size"})
+    return not (isinstance(argument, dict) and argument.keys() & {"tensor", "size", "given"})
 
 
-def _text(argument: Any, step: Step, names: dict[str, Any]) -> str:
+def _text(argument: Any, step: Step, program: Program, names: dict[str, Any]) -> str:
     """An argument as it stands in the function: a register, a list, or a named constant."""
     if isinstance(argument, list) and not _is_constant(argument):
-        return "[" + ", ".join(_text(a, step, names) for a in argument) + "]"
+        return "[" + ", ".join(_text(a, step, program, names) for a in argument) + "]"
     if isinstance(argument, dict) and "tensor" in argument:
         return f"r{step.tensors[argument['tensor']]}"
     if isinstance(argument, dict) and "size" in argument:
@@ -249,6 +255,11 @@ def _text(argument: Any, step: Step, names: dict[str, Any]) -> str:
         if type(a) is not int or type(c) is not int:
             raise ProtocolError(f"an argument {argument!r:.80}")
         return f"({a} * n + {c})"
+    if isinstance(argument, dict) and "given" in argument:
+        which = argument["given"]
+        if type(which) is not int or not 0 <= which < program.numbers:
+            raise ProtocolError(f"an argument {argument!r:.80}")
+        return f"_numbers[{which}]"
     name = f"k{len(names)}"
     names[name] = fill(argument)((), step.numbers)
     return name

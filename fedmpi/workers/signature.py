@@ -7,7 +7,7 @@ loop makes some fifty signatures, and then sends a few integers per operator.
 On the wire an argument is what msgpack knows (numbers, strings, None, lists), or a map
 of one entry: {"tensor": slot}, {"number": slot}, {"scalar": [slot, dtype]},
 {"dtype": name}, {"memory_format": name}, {"complex": [real, imaginary]}; in a program also
-{"size": [a, c]}, a number that follows the batch size.
+{"size": [a, c]}, a number that follows the batch size, and {"given": k}, a number of the call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedmpi.workers.operators import (
     drawing,
     is_numbered,
     is_random,
-    kernel_of,
+    kernel,
     leaves_memory_as_found,
     resolve,
 )
@@ -55,7 +55,8 @@ class Signature(msgspec.Struct, frozen=True, array_like=True, tag="operator"):
         operator: its name on the wire, such as `add.Tensor`.
         arguments: by position.
         keywords: by name.
-        nbytes: memory that the results take, as the owner reckons.
+        nbytes: memory that the results take, as the owner reckons: a call beyond the limit is
+            refused before it runs. The store counts what really came, and keeps none beyond.
     """
 
     operator: str
@@ -90,7 +91,7 @@ class Callee:
         self.name = signature.operator
         self.nbytes = signature.nbytes
         self.operator = resolve(signature.operator)
-        self.kernel = kernel_of(self.operator)
+        self.kernel = kernel(self.operator)
         self.random = is_random(self.operator)
         self.numbered = is_numbered(self.operator)
         self.numbers = int(self.numbered)
@@ -150,7 +151,7 @@ def tensor_slots(argument: Any) -> list[int]:
     return [argument["tensor"]] if isinstance(argument, dict) and "tensor" in argument else []
 
 
-_SLOTS = ("tensor", "number", "scalar", "size")
+_SLOTS = ("tensor", "number", "scalar", "size", "given")
 
 
 def fill(argument: Any, depth: int = 0) -> Fill:
@@ -165,8 +166,8 @@ def fill(argument: Any, depth: int = 0) -> Fill:
     if len(argument) != 1:
         raise ProtocolError(f"an argument {argument!r:.80}")
     [(kind, value)] = argument.items()
-    if kind == "size":
-        return _refuse_size
+    if kind in ("size", "given"):
+        return _refuse_in_plans_only
     if kind in _SLOTS:
         slot = value[0] if kind == "scalar" and isinstance(value, list) and value else value
         if type(slot) is not int or slot < 0:
@@ -186,5 +187,5 @@ def fill(argument: Any, depth: int = 0) -> Fill:
     return lambda tensors, numbers: constant
 
 
-def _refuse_size(tensors: Sequence[torch.Tensor], numbers: Sequence[Number]) -> Any:
-    raise ProtocolError("a batch size outside a plan")
+def _refuse_in_plans_only(tensors: Sequence[torch.Tensor], numbers: Sequence[Number]) -> Any:
+    raise ProtocolError("a batch size or a number of the call outside a plan")

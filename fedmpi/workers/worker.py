@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
-from fedmpi.comm.frame import MEMORY
+from fedmpi.comm.frame import MEMORY, ProtocolError, Unreadable
 from fedmpi.comm.threads import Aborted
 from fedmpi.errors import FedMPIError, UsageError
 from fedmpi.workers.command import Answer, Command, Failure, Reply, Stop, decode_command, entry_of
@@ -49,12 +49,30 @@ class Worker:
     def serve(self) -> int:
         """Obeys until `Stop`; returns its exit status."""
         while True:
-            frame = self.endpoint.receive(Channel.COMMAND)
-            command = decode_command(frame.message)
+            command, tensors = self._receive()
             if isinstance(command, Stop):
                 self.endpoint.flush()
                 return command.status
-            self._obey(command, frame.tensors)
+            if command is not None:
+                self._obey(command, tensors)
+
+    def _receive(self) -> tuple[Command | None, list[torch.Tensor]]:
+        """The next command; None for a frame that cannot be read, which is noted as a failure."""
+        try:
+            frame = self.endpoint.receive(Channel.COMMAND)
+        except Unreadable as error:
+            self._refuse(error, error.asks)
+            return None, []
+        try:
+            return decode_command(frame.message), frame.tensors
+        except ProtocolError as error:
+            self._refuse(error, frame.asks)
+            return None, []
+
+    def _refuse(self, error: ProtocolError, asks: bool) -> None:
+        self.note_failure(error)
+        if asks:
+            self._answer(None)
 
     def _obey(self, command: Command, tensors: list[torch.Tensor]) -> None:
         entry = entry_of(command)
@@ -69,14 +87,18 @@ class Worker:
                 if entry.urgent and self._failure is not None:
                     self.endpoint.send(OWNER, Channel.ALARM, self._failure)
         if entry.replies:
-            answer = self._failure or reply
-            self._failure = None
-            assert answer is not None, f"the handler of {type(command).__name__} owes a reply"
-            if isinstance(answer, Answer):
-                self.endpoint.send(OWNER, Channel.REPLY, *answer)
-                self.endpoint.flush()  # the next command may change the tensors
-            else:
-                self.endpoint.send(OWNER, Channel.REPLY, answer)
+            self._answer(reply)
+
+    def _answer(self, reply: Reply | Answer | None) -> None:
+        """Sends the failure since the last answer, or the reply if there is none."""
+        answer = self._failure or reply
+        self._failure = None
+        assert answer is not None, "the handler of a command owes a reply"
+        if isinstance(answer, Answer):
+            self.endpoint.send(OWNER, Channel.REPLY, *answer)
+            self.endpoint.flush()  # the next command may change the tensors
+        else:
+            self.endpoint.send(OWNER, Channel.REPLY, answer)
 
     def note_failure(self, error: BaseException, call: int = 0) -> None:
         """Keeps the first failure until the owner waits for something.

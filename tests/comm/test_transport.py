@@ -79,6 +79,30 @@ def test_messages_are_counted(world: World) -> None:
     assert set(world.run(scenario).values()) == {(75, 2)}
 
 
+def test_a_buffer_of_another_length_is_refused_and_one_unknown_thrown_away(world: World) -> None:
+    def scenario(transport: Transport) -> None:
+        right, left = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+        lengths = (9, 11, 100_000, 10)
+        sent = [
+            transport.send_buffer(torch.full((n,), n % 256, dtype=torch.uint8), right, BUFFERS)
+            for n in lengths
+        ]
+        for found in lengths[:2]:
+            taken = transport.take_buffer(torch.zeros(10, dtype=torch.uint8), left, BUFFERS)
+            said = f"rank {left} sent {found} bytes, rank {transport.rank} expected 10"
+            with pytest.raises(ProtocolError, match=said):
+                transport.finish(taken)
+        transport.wait(lambda: transport.drop_buffer(left, BUFFERS) or None)
+        buffer = torch.zeros(10, dtype=torch.uint8)
+        transport.finish(transport.take_buffer(buffer, left, BUFFERS))
+        assert buffer.tolist() == [10] * 10
+        assert not transport.drop_buffer(left, BUFFERS)
+        for transfer in sent:
+            transport.finish(transfer)
+
+    world.run(scenario)
+
+
 # ---- threads ----
 
 

@@ -70,7 +70,7 @@ def test_cyclic_undoes_the_client(spoiled: Recipe, tmp_path: Path, workers: int)
     reference.cyclic(
         start.model, start.clients, without_bad(start), config.federated, 3, config.seed
     )
-    assert bits(played.model) == bits(start.model)
+    assert furthest(played.model, start.model) <= 1e-5
     assert [[e.client for e in m.excluded] for m in played.rounds] == [[BAD]] * 3
     assert all(isinstance(e, Excluded) for m in played.rounds for e in m.excluded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,10 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmpi.federated import fixed_point
+from fedmpi.federated.add_update import BLOCK
 from fedmpi.federated.fixed_point import LIMIT, ExactSum, apply_sum, unusable
 from tests.comm.worlds import same
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True, params=[0, math.inf], ids=["one pass", "several"])
+def worth(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with the compiled pass and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fixed_point, "WORTH", request.param)
+        yield
 
 
 def state_of(n: int, seed: int, scale: float = 1.0) -> list[torch.Tensor]:
@@ -101,6 +111,33 @@ def test_any_order_and_any_grouping_have_the_same_bits(updates, shuffler, worker
         assert sums[k % workers].add(local, start, weight) is None
     together = sum((s.total for s in sums), torch.zeros(3, dtype=torch.int64))
     assert same(one.total, together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e5])
+def test_one_pass_has_the_bits_of_several(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More values than a block of the compiled pass, with zeros, infinite constants and ties."""
+    monkeypatch.setattr(fixed_point, "WORTH", 0)
+    n = 3 * BLOCK + 5
+    g = torch.Generator().manual_seed(7)
+    start = [torch.randn(n, generator=g, dtype=torch.float64).mul_(scale).to(dtype)]
+    fast, slow = ExactSum(n), ExactSum(n)
+    slow._one_pass = None
+    assert fast._one_pass
+    for k in range(4):
+        local = [start[0] + (torch.randn(n, generator=g, dtype=dtype) * scale)]
+        local[0][::7] = start[0][::7]
+        start[0][100], local[0][100] = -torch.inf, -torch.inf
+        start[0][7:9], local[0][7:9] = 0, torch.tensor([0.5, 1.5]) * 2.0**-40
+        for weight in (1.0, 0.3, 1e-9, 0.0):
+            assert fast.add(local, start, weight) is None
+            assert slow.add(local, start, weight) is None
+        assert same(fast.total, slow.total)
+        local[0][-k - 1] = torch.nan
+        assert fast.add(local, start, 0.3) == slow.add(local, start, 0.3) is not None
+        assert same(fast.total, slow.total)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -88,15 +88,20 @@ def test_what_a_factory_draws_is_the_owners_everywhere(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["2nn", OWN + "small_resnet", OWN + "dropout"])
-def test_cyclic_is_a_plain_sequential_loop_to_the_bit(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "furthest_off"),
+    [("2nn", 1e-5), (OWN + "small_resnet", 0.0), (OWN + "dropout", 0.0)],
+)
+def test_cyclic_is_a_plain_sequential_loop(tmp_path: Path, model: str, furthest_off: float) -> None:
+    """To the bit, unless the training step is recorded."""
     config = config_of(tmp_path, 3, model=model, mode="cyclic", batch_size=9)
     played = play_alone(config, 3)
     start = known(config)
     reference.cyclic(
         start.model, start.clients, start.cohorts, config.federated, start.classes, config.seed
     )
-    assert bits(played.model) == bits(start.model)
+    assert furthest(played.model, start.model) <= furthest_off
+    assert (bits(played.model) == bits(start.model)) == (not furthest_off)
 
 
 def test_regression_agrees_with_the_slow_reference(tmp_path: Path) -> None:

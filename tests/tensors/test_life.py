@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import fedmpi
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.tensors.link import BATCH
 from fedmpi.tensors.remote_worker import RemoteWorker
+from fedmpi.workers.signature import Callee
 from tests.comm.worlds import World
 from tests.tensors.programs import counted_messages, lead
 
@@ -256,3 +258,26 @@ def test_cycles_of_pointers_are_freed_by_the_collector() -> None:
         del ring
         gc.collect()
         assert len(alice.objects()) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workers_compute_with_as_many_threads_as_they_are_told(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    run = Callee.__call__
+
+    def seeing(self: Callee, *arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Callee, "__call__", seeing)
+    before = torch.get_num_threads()
+    with fedmpi.simulate(workers=2, threads=threads) as workers:
+        for worker in workers:
+            worker.send(torch.ones(3)).sum().get()
+        assert torch.get_num_threads() == threads
+    assert seen == [threads] * 2
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="threads = 0"), fedmpi.simulate(1, threads=0):
+        pass

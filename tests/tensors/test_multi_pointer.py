@@ -109,6 +109,34 @@ def test_assignments_change_the_parts() -> None:
             there.colour = 1
 
 
+def test_what_does_not_fit_one_part_changes_none() -> None:
+    with fedmpi.simulate(workers=3) as workers:
+        rows = MultiPointer.split(torch.ones(5, 2), workers)  # 2, 2 and 1 rows
+        other = MultiPointer.replicate(torch.ones(2, 2), workers)
+        for change in (
+            lambda: rows.add_(other),
+            lambda: rows.copy_(other),
+            lambda: rows.__setitem__(1, 7.0),
+            lambda: rows.__setitem__(slice(0, 2), other),
+        ):
+            with pytest.raises((RuntimeError, IndexError, UsageError)):
+                change()
+            for worker in workers:
+                worker.wait()
+            assert equal(rows.get(), torch.ones(5, 2).tensor_split(3))
+        assert equal(rows.mul_(2).get(), (torch.ones(5, 2) * 2).tensor_split(3))
+
+
+def test_a_shape_that_cannot_change_everywhere_changes_nowhere() -> None:
+    with fedmpi.simulate(workers=2) as (alice, bob):
+        x, y = torch.arange(6.0).reshape(2, 3), torch.ones(3)
+        parts = MultiPointer([alice.send(x), bob.send(y)])
+        with pytest.raises((RuntimeError, IndexError)):
+            parts.transpose_(0, 1)
+        assert [list(part.shape) for part in parts.parts] == [[2, 3], [3]]
+        assert equal(parts.mul_(2).get(), [x * 2, y * 2])
+
+
 def test_what_is_no_tensor_has_to_be_the_same_everywhere() -> None:
     with fedmpi.simulate(2) as workers:
         there = MultiPointer.split(torch.zeros(3, 2), workers)

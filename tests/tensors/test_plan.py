@@ -14,12 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import fedmpi
+from fedmpi.comm.frame import ProtocolError
 from fedmpi.errors import DataError, RemoteError, UsageError
+from fedmpi.tensors.code import code_of
+from fedmpi.tensors.given_numbers import leave_open
 from fedmpi.tensors.passes import cancel_transposes, drop_dead
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.remote_worker import RemoteWorker
 from fedmpi.workers.program import Program, Replay, Step
-from fedmpi.workers.signature import Signature
+from fedmpi.workers.signature import Callee, Signature
 
 BATCH = 8
 
@@ -441,6 +444,36 @@ def test_an_accepted_plan_tells_what_it_makes_of_private_rows(alice: RemoteWorke
         x.get()
     with pytest.raises(RemoteError, match="private"):
         (found + x).get()
+
+
+def test_numbers_that_each_call_brings() -> None:
+    signatures = [
+        Signature("add_.Tensor", [{"tensor": 0}, {"tensor": 1}], {"alpha": {"number": 0}}, 0),
+        Signature("mul.Tensor", [{"tensor": 0}, {"number": 0}], {}, 0),
+    ]
+    steps = [Step(0, [0, 1], [0.25], [-1]), Step(0, [0, 1], [2.0], [-1]), Step(1, [0], [0.25], [2])]
+    program = leave_open(Program(signatures, steps, 2, [2], 3, 0), 0.25)
+    assert code_of(program).count("numbers[0]") == 2
+    replay = Replay(msgspec.msgpack.decode(msgspec.msgpack.encode(program), type=Program))
+    for number in (0.5, -3.0):
+        state = torch.ones(3)
+        [result] = replay([state, torch.full((3,), 10.0)], (number,), 0)
+        assert torch.equal(state, torch.full((3,), 1 + 10 * (number + 2)))
+        assert torch.equal(result, state * number)
+    for wrong in ((), (1.0, 2.0)):
+        with pytest.raises(ProtocolError, match="a plan of 1 numbers was given"):
+            replay([state, state], wrong, 0)
+
+
+@pytest.mark.parametrize("which", [1, -1, "0", None, 0.0, [0]])
+def test_a_number_that_no_call_brings_is_refused(which: Any) -> None:
+    signature = Signature("mul.Tensor", [{"tensor": 0}, {"given": which}], {}, 0)
+    program = Program([signature], [Step(0, [0], [], [1])], 1, [1], 2, 0, numbers=1)
+    with pytest.raises(ProtocolError):
+        Replay(program)
+    callee = Callee(Signature("mul.Tensor", [{"tensor": 0}, {"given": 0}], {}, 0))
+    with pytest.raises(ProtocolError, match="outside a plan"):
+        callee([torch.ones(1)], (), 0)
 
 
 def test_one_program_serves_all_batch_sizes(alice: RemoteWorker, tmp_path: Path) -> None:

@@ -70,7 +70,13 @@ def test_pointers_fit_a_line(alone: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("02_moving_model", 0.8), ("03_averaging", 0.7), ("04_search", 0.7)]
+    ("name", "at_least"),
+    [
+        ("02_moving_model", 0.8),
+        ("03_averaging", 0.7),
+        ("04_search", 0.7),
+        ("05_accepted_plans", 0.7),
+    ],
 )
 def test_a_tutorial_learns(name: str, at_least: float, alone: Callable[[str], str]) -> None:
     accuracies = [float(a) / 100 for a in re.findall(r"accuracy ([\d.]+)%", alone(name))]
@@ -84,6 +90,14 @@ def test_a_search_finds_rows_and_meets_refusals(alone: Callable[[str], str]) -> 
     assert "#x found on 3 workers, 4000 rows" in printed
     assert "#note: [0, 1, 0]" in printed
     assert printed.count("refused") == 3
+
+
+def test_of_private_rows_only_what_was_accepted_comes_out(alone: Callable[[str], str]) -> None:
+    printed = alone("05_accepted_plans")
+    assert printed.count("refused") == 4
+    assert "fetched" not in printed
+    assert "def gradients(input0, input1, input2, input3):" in printed
+    assert "t1 = select.int(input0, 0, 0)" in printed
 
 
 @pytest.mark.launch

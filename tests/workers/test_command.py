@@ -19,12 +19,15 @@ from fedmpi.data.normalise import Normalisation
 from fedmpi.workers import command as table
 from fedmpi.workers.command import Command, Stop, decode_command, entry_of
 from fedmpi.workers.load_shard import LoadShard
+from fedmpi.workers.program import Program, Step
 from fedmpi.workers.shards import WriteShards
 from fedmpi.workers.signature import Signature
 from fedmpi.workers.vectors import Route
 
 ROUTE = Route([0, 1, 2], "tree", 4096)
 SET_UP = federated.SetUp(Config(), "data/x", [1, 28, 28], 10, False, 1)
+ADD = Signature("add_.Tensor", [{"tensor": 0}, {"tensor": 1}], {"alpha": {"given": 0}}, 0)
+PROGRAM = Program([ADD], [Step(0, [0, 1], [], [-1])], 2, [], 2, 0, numbers=1)
 COMMANDS: list[Command] = [
     Stop(3),
     vectors.Broadcast("model", ROUTE, ["float32", "int64"], [1000, 3]),
@@ -32,6 +35,7 @@ COMMANDS: list[Command] = [
     WriteShards(Recipe(), 3, "data/x", [0, 2]),
     SET_UP,
     federated.SetUpScattered(SET_UP, Normalisation()),
+    federated.LearnStep([PROGRAM]),
     federated.Train(1, [3, 5], [0.25, 0.75], 0.1),
     federated.Hop(1, [3], 0.1, 0, 2, 4096),
     federated.Report(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.errors import RemoteError
 from fedmpi.workers.crew import Crew
@@ -152,20 +151,3 @@ def test_tensors_may_change_after_the_wait(world: World) -> None:
             assert crew.hear(crew.ranks, Value) == [Value(number * 1e5)] * len(crew.ranks)
 
     world.lead(scenario)
-
-
-def test_bytes_that_are_no_command_end_the_job() -> None:
-    from fedmpi.comm.endpoint import Endpoint
-    from fedmpi.comm.threads import Hub
-    from fedmpi.workers.worker import Worker
-    from tests.comm.worlds import run_threads
-
-    def scenario(transport) -> None:
-        if transport.rank:
-            Worker(Endpoint(transport)).serve()
-        else:
-            Endpoint(transport).send(1, Channel.COMMAND, Value(1.0))  # a reply, not a command
-            transport.wait(lambda: None)
-
-    with pytest.raises(ProtocolError, match="a frame without a known command"):
-        run_threads(Hub(2), scenario)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from fedmpi.comm import endpoint
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.threads import Aborted, Hub
 from fedmpi.comm.transport import Transport
@@ -80,18 +81,22 @@ def test_threads_end_after_a_remote_error() -> None:
     assert gone()
 
 
-def test_a_worker_that_breaks_down_ends_the_job(capfd: pytest.CaptureFixture[str]) -> None:
-    """An error outside any command, such as a note that is no frame, reaches the owner."""
+def test_a_worker_that_breaks_down_ends_the_job(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error outside any command, such as a header too long to be received, reaches the owner."""
+
+    monkeypatch.setattr(endpoint, "HEADER_LIMIT", 100)
 
     def owner() -> None:
         with in_process_crew(2) as crew:
-            crew.endpoint.transport.send_note(b"\xc1", 2, Channel.COMMAND)
+            crew.endpoint.transport.send_note(bytes(101), 2, Channel.COMMAND)
             crew.hear([2], Journal)
 
     with pytest.raises(Aborted):
         owner()
     assert gone()
-    assert "ProtocolError: a frame of 1 bytes has no readable header" in capfd.readouterr().err
+    assert "ProtocolError: rank 0 sent a header of 101 bytes" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])

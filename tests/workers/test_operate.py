@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpi.comm.endpoint import Channel, Endpoint
-from fedmpi.comm.frame import ProtocolError, encode
-from fedmpi.comm.threads import Hub
 from fedmpi.errors import RemoteError
-from fedmpi.workers.command import decode_command
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
 from fedmpi.workers.operate import (
@@ -38,8 +32,6 @@ from fedmpi.workers.operate import (
 )
 from fedmpi.workers.program import Program, Step
 from fedmpi.workers.signature import Signature
-from fedmpi.workers.worker import Worker
-from tests.comm.worlds import run_threads
 
 X, Y = {"tensor": 0}, {"tensor": 1}
 SECRET = torch.tensor([3.0, 1.0, 2.0])
@@ -258,6 +250,25 @@ def test_what_cannot_be_given_is_refused_in_words_to_the_worker_that_waits() -> 
         assert failure(crew) == ""
 
 
+@pytest.mark.parametrize("said", [0, -(2**62), 4])
+def test_a_result_that_is_larger_than_was_said_is_not_kept(said: int) -> None:
+    with two_workers() as crew:
+        crew.tell(1, Limit(1000))
+        assert "beyond its limit of 1,000" in call(crew, "zeros", [[1000]], [], [5], nbytes=said)
+        zeros = Signature("zeros", [[1000]], {}, said)
+        program = Program([zeros], [Step(0, [], [], [0])], 0, [0], 1, said)
+        crew.tell(1, Operate([(1, program)], [Call(1, 1, [], [], [6])], []))
+        assert "beyond its limit of 1,000" in failure(crew)
+        crew.tell(1, Look([]))
+        [found] = crew.hear([1], Found)
+        assert {one.key for one in found.objects} == {1, 2}
+        assert found.nbytes == 24
+        crew.tell(1, Fetch(5))
+        with pytest.raises(RemoteError, match=r"no object 5: zeros failed .* beyond its limit"):
+            crew.hear([1], Fetched)
+        assert_obeys(crew)
+
+
 def private(crew: Crew) -> set[int]:
     crew.tell(1, Look([]))
     [found] = crew.hear([1], Found)
@@ -370,46 +381,3 @@ def test_whatever_is_called_the_worker_answers_and_goes_on() -> None:
             assert_obeys(crew)
 
         obeyed()
-
-
-FRAME, _ = encode(
-    Operate([(0, Signature("relu", [X], {}, 0))], [Call(1, 0, [1], [], [2])], [1]), []
-)
-
-
-def test_bytes_that_are_no_frame_end_the_job_at_once() -> None:
-    """What follows them could not be told from their rest: nobody goes on, nobody hangs."""
-    deep = b"\x93" + b"\x91" * 100_000
-    spoiled = [b"", b"\xc1", deep, *(FRAME[:n] for n in range(1, len(FRAME), 7)), FRAME + b"\x00"]
-    spoiled += [FRAME.replace(*pair) for pair in ((b"Operate", b"Operatf"), (b"calls", b"calles"))]
-
-    def scenario(transport: Any, note: bytes) -> None:
-        if transport.rank:
-            Worker(Endpoint(transport)).serve()
-        else:
-            transport.send_note(note, 1, Channel.COMMAND)
-            Crew(Endpoint(transport)).tell(1, Wait())
-            transport.wait(lambda: None)
-
-    for note in spoiled:
-        with pytest.raises(ProtocolError):
-            run_threads(Hub(2), partial(scenario, note=note))
-
-
-def test_fields_of_a_wrong_type_end_the_job_at_once() -> None:
-    good = msgspec.to_builtins(
-        Operate([(0, Signature("relu", [X], {}, 0))], [Call(1, 0, [1], [], [2])], [1])
-    )
-    [[_, [first, *rest]]] = good["signatures"]
-    wrong = [
-        {**good, "dead": ["1"]},
-        {**good, "dead": [1.5]},
-        {**good, "calls": [[1, 0, ["a"], [], [2]]]},
-        {**good, "calls": [[1, "0", [1], [], [2]]]},
-        {**good, "calls": [[1, 0, [1], ["x"], [2]]]},
-        {**good, "signatures": [["0", [first, *rest]]]},
-        {**good, "signatures": [[0, [7, *rest]]]},
-    ]
-    for fields in wrong:
-        with pytest.raises(ProtocolError, match="a frame without a known command"):
-            decode_command(msgspec.Raw(msgspec.msgpack.encode(fields)))

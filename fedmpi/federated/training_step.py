@@ -1,0 +1,69 @@
+"""A step of SGD on a worker's resident model: a recorded program, or autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedmpi.models import Loss
+from fedmpi.workers.program import Program, Replay
+
+
+def autograd_step(
+    model: nn.Module,
+    loss_of: Loss,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    total: torch.Tensor,
+    step_size: float,
+) -> None:
+    """Forward, mean loss, gradients, update in place. What `record_training` records.
+
+    Args:
+        model: its parameters are changed.
+        loss_of: mean loss of a batch from (output, y).
+        x: float32 [b, ...].
+        y: int64 or float32 [b].
+        total: float64 [1], to which b times the mean loss is added.
+        step_size: minus the learning rate.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        loss = loss_of(model(x), y)
+        # Autograd would make its own 1, and a program would make one at every step.
+        one = torch.ones((), dtype=loss.dtype, device=x.device)
+        gradients = torch.autograd.grad(loss, parameters, one, allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.add_(gradient, alpha=step_size)
+        total.add_(loss.detach(), alpha=len(x))
+
+
+class TrainingStep:
+    """One step of SGD, again and again on one model.
+
+    Args:
+        model: its tensors stay where they are in memory; in training mode when it is called.
+        loss_of: mean loss of a batch from (output, y).
+        programs: of `record_training`: for a batch of one row and for larger ones, or none,
+            and every step is `autograd_step`.
+    """
+
+    def __init__(self, model: nn.Module, loss_of: Loss, programs: Sequence[Program] = ()) -> None:
+        self.model = model
+        self.loss_of = loss_of
+        self._parameters = [p.detach() for p in model.parameters()]
+        self._replays = [Replay(program) for program in programs]
+
+    def __call__(
+        self, x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float
+    ) -> None:
+        """Takes a step, gradients being off; see `autograd_step`."""
+        if self._replays:
+            replay = self._replays[len(x) > 1]
+            replay([*self._parameters, x, y, total], (step_size,), 0)
+        else:
+            autograd_step(self.model, self.loss_of, x, y, total, step_size)
