@@ -213,7 +213,9 @@ class SecureConfig:
 
     def __post_init__(self) -> None:
         ranks = list(self.parties)
-        require(0 not in ranks, "parties", ranks, "workers, rank 0 is the owner, who holds no share")
+        require(
+            0 not in ranks, "parties", ranks, "workers, rank 0 is the owner, who holds no share"
+        )
         require(
             len(ranks) != 1 and len(set(ranks)) == len(ranks) and min(ranks, default=1) > 0,
             "parties",

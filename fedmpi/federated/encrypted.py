@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fedmpi.config import Config, nearest
 from fedmpi.errors import FedMPIError, UsageError
 from fedmpi.federated.commands import Report, Reported
 from fedmpi.federated.datasets import ShardedDataset, open_dataset
-from fedmpi.federated.evaluate import Evaluation, metric_name, score
+from fedmpi.federated.evaluate import metric_name, score
 from fedmpi.federated.job import Observer, resolved
 from fedmpi.federated.losses import loss_on_labels, loss_on_targets, targets
 from fedmpi.federated.metrics import RoundMetrics
@@ -107,14 +107,14 @@ class EncryptedJob:
                 f"optimizer = {secure.optimizer!r}{nearest(secure.optimizer, kinds)}: expected a "
                 "class of torch.optim"
             )
-        more = {"momentum": secure.momentum} if secure.momentum else {}
+        options = {"lr": lr, "momentum": secure.momentum} if secure.momentum else {"lr": lr}
+        make: Callable[..., torch.optim.Optimizer] = kinds[secure.optimizer]
         try:
-            made: torch.optim.Optimizer = kinds[secure.optimizer](model.parameters(), lr=lr, **more)
+            return make(model.parameters(), **options)
         except TypeError as error:
             raise UsageError(
                 f"optimizer = {secure.optimizer!r} with momentum = {secure.momentum:g}: {error}"
             ) from None
-        return made
 
     def _rehearse(self) -> None:
         """Two steps and an evaluation on two rows of zeros: what has no secure form is found
@@ -169,7 +169,7 @@ class EncryptedJob:
             train_loss = self._train(number, model.train(), optimizer, x, y)
             trained = clock()
             due = number % federated.eval_every == 0 or number == federated.rounds
-            found = self._evaluate(model.eval(), held_out) if due else None
+            test_loss, metric = self._evaluate(model.eval(), held_out) if due else (None, None)
             evaluated = clock()
             sent, spoken = self._sent(), where.traffic()
             now = clock()
@@ -180,8 +180,8 @@ class EncryptedJob:
                     examples=len(x),
                     lr=lr,
                     train_loss=train_loss,
-                    test_loss=found.loss if found else None,
-                    test_metric=found.metric if found else None,
+                    test_loss=test_loss,
+                    test_metric=metric,
                     metric=metric_name(self.dataset.classes),
                     seconds=now - ended,
                     phases={
@@ -198,7 +198,7 @@ class EncryptedJob:
                 )
             )
             ended = now
-            if found and 0 < federated.target_accuracy <= found.metric:
+            if metric is not None and 0 < federated.target_accuracy <= metric:
                 break
         if config.secure.learns == "model":
             values_into(self.model, self._state(model))
@@ -242,21 +242,23 @@ class EncryptedJob:
         share, outputs = self._where.share, self.config.secure.learns == "model"
         return [(share(x), y if outputs else share(y)) for x, y in self._blocks]
 
-    def _evaluate(self, model: nn.Module, held_out: Sequence[tuple[Tensor, Tensor]]) -> Evaluation:
+    def _evaluate(
+        self, model: nn.Module, held_out: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[float | None, float]:
+        """Loss, if the owner is to learn the outputs, and metric."""
         config, classes = self.config, self.dataset.classes
         labels = [y for _, y in self._blocks]
         if config.secure.learns == "model":
             outputs = (self._outputs(model, x) for x, _ in held_out)
-            return score(
-                zip(outputs, labels, strict=True),
-                classes,
-                loss_on_labels(config.secure.loss, classes),
-            )
+            loss_of = loss_on_labels(config.secure.loss, classes)
+            found = score(zip(outputs, labels, strict=True), classes, loss_of)
+            return found.loss, found.metric
         total = sum(float(self._score(model, x, y)) for x, y in held_out)
+        y = torch.cat(labels).double()
         if classes:
-            return Evaluation(None, total / sum(map(len, labels)))
-        spread = float(torch.cat(labels).double().var(correction=0)) * sum(map(len, labels))
-        return Evaluation(None, 1 - total / spread if spread else float("nan"))
+            return None, total / len(y)
+        spread = float((y - y.mean()).square().sum())
+        return None, 1 - total / spread if spread else float("nan")
 
     def _sent(self) -> tuple[int, int]:
         """Bytes and messages of all ranks so far."""

@@ -20,12 +20,11 @@ class Evaluation:
     """What a model is worth on some rows.
 
     Attributes:
-        loss: mean cross-entropy, or mean squared error for regression, or the loss of an
-            encrypted job; None if nobody is to know.
+        loss: mean cross-entropy, or mean squared error for regression.
         metric: accuracy, 0 to 1; for regression R^2, at most 1, NaN where all targets are equal.
     """
 
-    loss: float | None
+    loss: float
     metric: float
 
 
@@ -59,7 +58,7 @@ def evaluate(
 
 @torch.inference_mode()
 def score(outputs: Iterable[Batch], classes: int, loss_of: Loss) -> Evaluation:
-    """As `evaluate`, of outputs that are known, each with its y."""
+    """As `evaluate`, of outputs that are known, each with its y; the loss is that of `loss_of`."""
     rows = hits = 0
     loss = total = squares = 0.0
     origin: torch.Tensor | None = None

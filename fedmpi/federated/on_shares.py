@@ -172,5 +172,3 @@ def values_into(model: nn.Module, values: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(values[name])
-
-
