@@ -171,7 +171,7 @@ def test_options_that_contradict() -> None:
         Recipe(partition="natural")
     with pytest.raises(UsageError, match="path = 'x' names prepared shards, but mode = 'scatter'"):
         Config(data=DataConfig(path="x"), federated=FederatedConfig(mode="scatter"))
-    with pytest.raises(UsageError, match=r"secure\.bits = 20 with mode = 'shards': only mode = 'enc"):
+    with pytest.raises(UsageError, match=r"secure\.bits = 20 with mode = 'shards': only"):
         Config(secure=SecureConfig(bits=20))
     with pytest.raises(UsageError, match=r"fraction = 0\.3 with mode = 'encrypted', in which all"):
         Config(federated=FederatedConfig(mode="encrypted", fraction=0.3))
