@@ -224,8 +224,8 @@ class EncryptedJob:
         loss = float(self._mean(losses))
         if not (math.isfinite(loss) and abs(loss) < math.sqrt(largest(self.config.secure.bits))):
             raise FedMPIError(
-                f"round {number}: the training loss is {loss:.3g}: the numbers have left the range "
-                f"of fixed point; lower the learning rate ({self.config.federated.lr:g})"
+                f"round {number}: the training loss is {loss:.3g}: the numbers have left their "
+                f"range; lower the learning rate ({self.config.federated.lr:g})"
             )
         return loss
 

@@ -225,7 +225,7 @@ def test_values_out_of_range(tmp_path: Path) -> None:
 def test_a_training_that_leaves_the_range(folder: Path) -> None:
     config = config_of(folder, secure={"activation": "square"}, lr=50.0, rounds=5)
     told = refusal(config)
-    assert "the numbers have left the range of fixed point; lower the learning rate (50)" in told
+    assert "the numbers have left their range; lower the learning rate (50)" in told
 
 
 # ---- the accuracy of a real training ----
