@@ -10,7 +10,7 @@ import torch
 from torch._ops import OpOverload
 
 from fedmpi.errors import UsageError
-from fedmpi.spdz.fixed_point import BITS
+from fedmpi.spdz.fixed_point import BITS, largest
 from fedmpi.spdz.lift import bits_of, group_of, handles, lift, public, secret_of
 from fedmpi.spdz.secret import Secret
 from fedmpi.tensors.pointer import PointerTensor, call
@@ -27,13 +27,23 @@ def number_in(value: Any) -> float | int | None:
     Gradients often are: those of a sum or a mean. A number needs no message.
     """
     if isinstance(value, int | float):
-        return value
+        return _fitting(value)
     if isinstance(value, SharedTensor | PointerTensor) or not value.numel():
         return None
     first = value.flatten()[0]
     if value.dim() and not bool((value == first).all()):
         return None
-    return first.item()
+    return _fitting(first.item())
+
+
+def _fitting(value: Any) -> Any:
+    """A number that shares can be computed with: refused here, not on the parties."""
+    if not abs(value) < largest(BITS):
+        raise UsageError(
+            f"{value:g} met a shared tensor: numbers must lie between -{largest(BITS):g} and "
+            f"{largest(BITS):g}"
+        )
+    return value
 
 
 def _spread(x: torch.Tensor, other: Any) -> torch.Tensor:
@@ -136,6 +146,8 @@ def product(
     if plus is not None and not all(isinstance(t, SharedTensor) for t in (a, b, plus)):
         return add(product(a, b, kind, extra), plus)
     group = group_of((a, b) if plus is None else (a, b, plus))
+    if kind == "matmul" and a.shape[-1] != b.shape[-2]:
+        raise RuntimeError(f"matrices of {list(a.shape)} and {list(b.shape)} cannot be multiplied")
     dtype = torch.promote_types(a.dtype, b.dtype) if a.dtype != b.dtype else a.dtype
     if isinstance(a, SharedTensor) and isinstance(b, SharedTensor):
         added = None if plus is None else secret_of(plus)
@@ -269,6 +281,7 @@ def _assign(x: torch.Tensor, value: Any) -> torch.Tensor:
     secret = secret_of(x)
     if not isinstance(value, SharedTensor):
         value = torch.zeros_like(x) + value
+    group_of((x, value))
     found = secret_of(value)
     if found.bits > secret.bits:
         raise UsageError(f"{value!r} has more fractional bits than {x!r}, into which it is written")

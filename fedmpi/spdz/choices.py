@@ -191,8 +191,11 @@ def clamp(x: torch.Tensor, low: float | None = None, high: float | None = None) 
     return x
 
 
-@handles(aten._local_scalar_dense.default, aten.is_nonzero.default)
-def refuse_value(x: torch.Tensor) -> Any:
+@handles(
+    aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default,
+    aten.allclose.default,
+)  # fmt: skip
+def refuse_value(x: torch.Tensor, *_: Any, **__: Any) -> Any:
     """A secret decides nothing here."""
     raise UsageError(
         f"the value of {x!r} is secret: `if` and .item() need reveal() first; torch.where chooses "

@@ -50,6 +50,12 @@ def convolution(
             x.unsqueeze(0), weight, bias, stride, padding, dilation, transposed,
             output_padding, groups,
         ).squeeze(0)  # fmt: skip
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    if x.dim() != weight.dim() or x.shape[1] != channels or weight.shape[0] % groups:
+        raise RuntimeError(
+            f"an input of {list(x.shape)} does not fit a weight of {list(weight.shape)} "
+            f"in {groups} groups"
+        )
     window = _window(weight.dim() - 2, stride, padding, dilation, output_padding, groups)
     kind = "convolution_transposed" if transposed else "convolution"
     plus = None if bias is None else bias.view(-1, *[1] * (weight.dim() - 2))

@@ -1,13 +1,15 @@
 """Powers of two of a secret in two openings.
 
-The exponent is opened under a mask, c = x + r mod P. With whole parts c_i, r_i and fractions c_f, r_f
+The exponent, in units of u, is opened under a mask, c = x + r mod P. With whole parts c_i, r_i and
+fractions c_f, r_f
 
-    2^x = 2^((c_i - r_i) mod P) 2^(-r_f) 2^(c_f)
+    2^(u x) = 2^(u ((c_i - r_i) mod P)) 2^(-u r_f) 2^(u c_f)
 
 without any carry from the fractions to the whole parts: if one is missing, the difference of the
-fractions is negative instead. The dealer deals the product of the first two for each of the P values
-that c_i may take, and the parties use the one that it has: a look-up in a shifted table, where the
-window of P exponents is as short as the results that fixed point can hold.
+fractions is negative instead. The dealer deals the product of the first two for each of the P
+values that c_i may take, and the parties use the one that it has: a look-up in a shifted table,
+where the window of P u exponents is as short as the results that fixed point can hold. The larger
+u, the shorter the table, and the last factor takes u bits of its precision.
 
 Source: Ishai, Kushilevitz, Meldgaard, Orlandi, Paskin-Cherniavsky, "On the Power of Correlated
 Randomness in Secure Computation" (TCC 2013), section 3, for the table.
@@ -30,55 +32,80 @@ LOWEST = -17
 _DEGREE = 11
 
 
-def _parts(angle: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Whole part and fraction, the latter float64, of angle window / 2^64."""
-    scaled = ((angle >> 32) & 0xFFFFFFFF) * window
-    return scaled >> 32, (scaled & 0xFFFFFFFF).to(torch.float64).mul_(2.0**-32)
+class _Window:
+    """Which exponents are told apart, and how exactly.
+
+    Args:
+        highest: the greatest exponent.
+
+    Attributes:
+        unit: u, a power of two.
+        first: the least whole part.
+        size: P.
+        table: fractional bits of what is dealt.
+        factor: of what multiplies it: the product stays below 2^62.
+    """
+
+    def __init__(self, highest: int) -> None:
+        self.unit = 4 if highest > 8 else 8
+        self.first = LOWEST // self.unit
+        # Without a carry a whole part is too large by one.
+        beyond = (highest - 1) // self.unit + 2
+        self.size = beyond - self.first
+        # Exponents outside of the window come back inside: those too must stay below 2^62.
+        both = 61 - beyond * self.unit
+        self.factor = (both - self.unit) // 2
+        self.table = both - self.factor
 
 
-def _power(fraction: Tensor) -> Tensor:
-    """2^fraction by additions and multiplications, so that all parties find the same bits."""
-    found = torch.full_like(fraction, math.log(2) ** _DEGREE / math.factorial(_DEGREE))
+def _parts(angle: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Whole part and fraction, the latter of 2^32, of angle size / 2^64."""
+    scaled = ((angle >> 32) & 0xFFFFFFFF) * size
+    return scaled >> 32, scaled & 0xFFFFFFFF
+
+
+def _power(fraction: Tensor, unit: int) -> Tensor:
+    """2^(unit fraction / 2^32) by additions and multiplications: all parties find the same bits."""
+    exponent = fraction * unit
+    rest = (exponent & 0xFFFFFFFF).to(torch.float64).mul_(2.0**-32)
+    found = torch.full_like(rest, math.log(2) ** _DEGREE / math.factorial(_DEGREE))
     for n in range(_DEGREE - 1, -1, -1):
-        found.mul_(fraction).add_(math.log(2) ** n / math.factorial(n))
-    return found
-
-
-def _precision(highest: int) -> tuple[int, int]:
-    """Fractional bits of the table and of what multiplies it: the product stays below 2^62."""
-    both = 60 - highest
-    return both - both // 2, both // 2
+        found.mul_(rest).add_(math.log(2) ** n / math.factorial(n))
+    return found.mul_(torch.bitwise_left_shift(1, exponent >> 32))
 
 
 def _fixed(values: Tensor, bits: int) -> Tensor:
     return values.mul(2.0**bits).round_().to(torch.int64)
 
 
+def _angle(x: Tensor, bits: int, factor: float, window: _Window) -> Tensor:
+    return x * round(factor * 2.0 ** (64 - bits) / (window.unit * window.size))
+
+
 def _party_power(
     turn: PartyTurn, x: Tensor, bits: int, factor: float, highest: int, out: int
 ) -> tuple[Tensor, ...]:
-    window = highest - LOWEST + 1
-    angle = x * round(factor * 2.0 ** (64 - bits) / window)
-    whole, fraction = _parts(turn.open(turn.draw(x.shape).add_(angle)), window)
-    table, multiplier = _precision(highest)
-    row = turn.dealt((window, *x.shape)).gather(0, whole.unsqueeze(0)).squeeze(0)
-    z = row.mul_(_fixed(_power(fraction), multiplier)).add_(turn.draw(x.shape))
-    return _truncated(turn, z, table + multiplier - out)
+    window = _Window(highest)
+    c = turn.open(turn.draw(x.shape).add_(_angle(x, bits, factor, window)))
+    whole, fraction = _parts(c, window.size)
+    row = turn.dealt((window.size, *x.shape)).gather(0, whole.unsqueeze(0)).squeeze(0)
+    z = row.mul_(_fixed(_power(fraction, window.unit), window.factor)).add_(turn.draw(x.shape))
+    return _truncated(turn, z, window.table + window.factor - out)
 
 
 def _dealer_power(
     turn: DealerTurn, x: Tensor, bits: int, factor: float, highest: int, out: int
 ) -> tuple[Tensor, ...]:
-    window = highest - LOWEST + 1
-    whole, fraction = _parts(turn.draw(x.shape), window)
-    table, multiplier = _precision(highest)
-    # As large as an entry gets; shifted to the right it is the others.
-    largest = _fixed(torch.exp2(-fraction), table + highest)
-    c = torch.arange(window).view(window, *[1] * x.dim())
-    exponent = (c - whole).remainder_(window)
-    exponent -= (exponent > highest).to(torch.int64) * window
-    turn.deal(largest >> (highest - exponent))
-    return _deal_truncated(turn, turn.draw(x.shape), table + multiplier - out)
+    window = _Window(highest)
+    whole, fraction = _parts(turn.draw(x.shape), window.size)
+    exponents = torch.arange(window.size)
+    exponents += (exponents < window.first + window.size).logical_not() * -window.size
+    powers = torch.exp2((window.unit * exponents + window.table).to(torch.float64))
+    c = torch.arange(window.size).view(-1, *[1] * x.dim())
+    table = powers[(c - whole).remainder_(window.size)]
+    table.mul_(torch.exp2(fraction * (-window.unit * 2.0**-32))).round_()
+    turn.deal(table.to(torch.int64))
+    return _deal_truncated(turn, turn.draw(x.shape), window.table + window.factor - out)
 
 
 _power_of_two = define(
@@ -101,5 +128,6 @@ def power_of_two(x: Secret, factor: float, highest: int, out: int) -> Secret:
         highest: the greatest exponent; the shorter the window, the less there is to deal.
         out: fractional bits of the result.
     """
+    window = _Window(highest)
     share, c = x.operate(_power_of_two, x.share, x.bits, float(factor), highest, out)
-    return x.new(share, out, opened=Opened(c, sum(_precision(highest)) - out))
+    return x.new(share, out, opened=Opened(c, window.table + window.factor - out))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
@@ -77,6 +78,8 @@ class Group:
         links: to the parties.
         rank: for messages, in place of a worker's.
         material: dealt beforehand, for the plan that it fits.
+        last_key: the id that was given last.
+        scopes_ended: how often objects were deleted to which pointers may live on.
 
     Raises:
         UsageError: one party only, or the same worker twice.
@@ -96,11 +99,14 @@ class Group:
         for link, key in zip(self.links, keys, strict=True):
             link.tell(Join(self.number, ranks, key))
             link.beside.update(self.links)
+            link.groups.append(self)
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
-        members()[self.number] = self.dealer
         ask_for_short_turns()
+        keep_memory()
         self.material: Material | None = None
+        self.last_key = 0
+        self.scopes_ended = 0
         self._callees: dict[int, tuple[Any, Callee | Replay]] = {}
         self._dealt: dict[int, torch.Tensor] = {}
         self._zero = self.public(torch.zeros((), dtype=torch.int64))
@@ -114,7 +120,14 @@ class Group:
 
     def make(self) -> Remote:
         """A handle with a new id, for an object that is about to be on all members."""
-        return Remote(self, next(_keys))  # type: ignore[arg-type]
+        self.last_key = next(_keys)
+        return Remote(self, self.last_key)  # type: ignore[arg-type]
+
+    def forget_since(self, key: int) -> None:
+        """Deletes what was made after that id, though pointers to it may live on."""
+        self.scopes_ended += 1
+        for made in range(key + 1, self.last_key + 1):
+            self.release(made)
 
     def peer(self, link: Any) -> Any:
         """As a link's."""
@@ -144,8 +157,8 @@ class Group:
             seed = _numbers.take(known.numbers)
         for link in self.links:
             link.call(known, tensors, numbers, results, seed)
-        if self.links[0].idle:
-            self.flush()
+        if known.numbers or self.links[0].idle:
+            self.flush()  # the parties are to work while the dealer does
         if material is None:
             self._deal(known, tensors, numbers, results, seed)
         else:
@@ -179,6 +192,8 @@ class Group:
             # With the signature: its id could be another's, once it has gone.
             kept = self._callees[id(signature)] = signature, callee
         callee = kept[1]
+        # Two jobs of one process may have groups of the same number.
+        members()[self.number] = self.dealer
         try:
             with torch.no_grad():
                 made = callee([self._dealt[key] for key in tensors], numbers, seed)
@@ -293,5 +308,7 @@ def group_of_workers(workers: Sequence[RemoteWorker]) -> Group:
     key = tuple(id(worker.link) for worker in workers)
     found = _known.get(key)
     if found is None or not found.open:
+        for ended in [k for k, group in _known.items() if not group.open]:
+            del _known[ended]
         found = _known[key] = Group(workers)
     return found

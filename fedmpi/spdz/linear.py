@@ -59,7 +59,7 @@ _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.d
 def _view(func: OpOverload, whole: bool, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     secret = secret_of(x)
 
-    def look(at: PointerTensor) -> PointerTensor:
+    def look(at: PointerTensor) -> Any:
         if func in _RESHAPES and at is not secret.share:
             # A mask need not lie in memory as the shares do.
             reshaped: Any = at.reshape(args[0])

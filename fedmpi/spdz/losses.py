@@ -46,7 +46,7 @@ def mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -
 
 
 def _bent(x: Tensor, target: Tensor, at: float) -> tuple[Tensor, Tensor]:
-    """The difference d, and d cut to -at ... at: d^2 / 2 and at |d| - at^2 / 2 are cut (d - cut / 2)."""
+    """The difference d, and d cut to -at ... at: the loss is cut (d - cut / 2) everywhere."""
     difference = x - target
     return difference, torch.clamp(difference, -at, at)
 
@@ -115,7 +115,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
     reduction: int = MEAN,
 ) -> Tensor:
-    """softplus(x) - t x; with a weight w of the positive, (1 - t) x + (1 + (w - 1) t) softplus(-x)."""
+    """softplus(x) - t x; with a weight w of yes, (1 - t) x + (1 + (w - 1) t) softplus(-x)."""
     if pos_weight is None:
         loss = torch.nn.functional.softplus(x) - target * x
     else:
@@ -128,7 +128,7 @@ def binary_cross_entropy_with_logits(
 
 
 def _weights(x: Tensor, target: Tensor, weight: Tensor | None, ignored: int) -> Tensor:
-    """0 but for the weight of the class of each sample: like x, whose classes are dimension 1, or 0."""
+    """Like x, but 0 where a sample has not that class, and its weight where it has."""
     dim = 1 if x.dim() > 1 else 0
     classes = torch.arange(x.shape[dim]).view(-1, *[1] * (x.dim() - dim - 1))
     found: Tensor = target.unsqueeze(dim) == classes

@@ -1,16 +1,17 @@
 """Where a secret's first one stands: what scales any value to between 1 and 2, without loss.
 
 c = x + r is open, and the parties hold r by bits, as words that are shared by exclusive or. A
-subtraction with a parallel prefix (six levels) gives the bits of x, their exclusive or with the sign
-those of |x| (or of |x| - 1, which is as good), another prefix of six levels fills all places below the
-first one, and the place's digits are sums of these bits: seven bits with the sign, which are opened
-under a mask. The dealer deals the mask's digits as unit vectors, so that every function of the place is
-linear in them from then on.
+subtraction with a parallel prefix (six levels) gives the bits of x, their exclusive or with the
+sign those of |x| (or of |x| - 1, which is as good), another prefix of six levels fills all places
+below the first one, and the place's digits are sums of these bits: seven bits with the sign, which
+are opened under a mask. The dealer deals the mask's digits as unit vectors, so that every function
+of the place is linear in them from then on.
 
-Sources: Catrina, de Hoogh, "Improved Primitives for Secure Multiparty Integer Computation" (SCN 2010),
-section 4, for bits and prefixes; Catrina, Saxena, "Secure Computation with Fixed-Point Numbers" (FC
-2010), section 3.4, for the normalisation; Kogge, Stone, "A Parallel Algorithm for the Efficient Solution
-of a General Class of Recurrence Equations" (IEEE Trans. Computers, 1973), for the prefixes.
+Sources: Catrina, de Hoogh, "Improved Primitives for Secure Multiparty Integer Computation" (SCN
+2010), section 4, for bits and prefixes; Catrina, Saxena, "Secure Computation with Fixed-Point
+Numbers" (FC 2010), section 3.4, for the normalisation; Kogge, Stone, "A Parallel Algorithm for the
+Efficient Solution of a General Class of Recurrence Equations" (IEEE Trans. Computers, 1973), for
+the prefixes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Tensor = torch.Tensor
 
 _STEPS = (1, 2, 4, 8, 16, 32)
 _LOW, _HIGH = 8, 16
-"""Values of the low digit, bits 0 to 2 of the place; and of the high one, bits 3 to 5 and the sign."""
+"""Values of the low digit, bits 0 to 2 of the place; of the high one, bits 3 to 5 and the sign."""
 
 
 def _digit(place: int) -> int:

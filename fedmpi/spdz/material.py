@@ -89,7 +89,6 @@ def deal(
     dealer = _Beforehand(keys)
     replay = Replay(program)
     inputs = [_nothing(one.at(0)) for one in plan.inputs]
-    before = members().get(group)
     members()[group] = dealer
     started = time.perf_counter()
     try:
@@ -127,10 +126,7 @@ def deal(
             )
         os.chmod(path, 0o600)
     finally:
-        if before is None:
-            del members()[group]
-        else:
-            members()[group] = before
+        del members()[group]
 
 
 class Material:

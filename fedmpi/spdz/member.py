@@ -22,6 +22,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint, Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import FedMPIError
 from fedmpi.spdz.stream import Stream
@@ -231,6 +232,7 @@ def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
     members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
     ask_for_short_turns()
+    keep_memory()
 
 
 @handles(UseMaterial, always=True)

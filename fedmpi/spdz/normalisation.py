@@ -61,7 +61,8 @@ def batch_norm(
     """With the statistics of the batch, which the running ones then follow, or with those."""
     dims, shape = _channels(x)
     if not training:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         inverse = torch.rsqrt(running_var + eps)
         normal = (x - running_mean.view(*shape)) * inverse.view(*shape)
         return _affine(normal, weight, bias, shape), torch.empty(0), torch.empty(0)
@@ -91,10 +92,12 @@ def batch_norm_backward(
     """As aten.native_batch_norm_backward."""
     dims, shape = _channels(x)
     if train:
-        assert save_mean is not None and save_inverse is not None
+        assert save_mean is not None
+        assert save_inverse is not None
         mean, inverse = save_mean.view(*shape), save_inverse.view(*shape)
     else:
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         mean = running_mean.view(*shape)
         inverse = torch.rsqrt(running_var + eps).view(*shape)
     normal = (x - mean) * inverse

@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from fedmpi.spdz import fixed_point
-from fedmpi.spdz.flat import flat
+from fedmpi.spdz.flat import all_bits, flat
 from fedmpi.spdz.member import Dealer, member
 from fedmpi.spdz.products import add_product, product, product_shape
 from fedmpi.spdz.truncation import deal_truncation, finish_truncation, share_dtype
@@ -207,7 +207,7 @@ def _add_products(
     if kind == "mul" and e.shape == f.shape and all(t.is_contiguous() for t in (e, a, f, b)):
         from fedmpi.spdz import share_kernels
 
-        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), -int(first), flat(z))
+        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), all_bits(first), flat(z))
         return z
     add_product(z, kind, e, b + f if first else b, extra)
     return add_product(z, kind, a, f, extra)

@@ -254,7 +254,8 @@ def _adaptive_max_pool(dims: int, x: Tensor, counts: Sizes) -> tuple[Tensor, Ten
         positions[k - dims] = torch.tensor(rows).flatten()
     value, index = _max_pool(dims, taken(x, positions), longest)
     places = places_of(index)
-    assert places and isinstance(places.choice, _Pooled)
+    assert places is not None
+    assert isinstance(places.choice, _Pooled)
     pooled = places.choice
     pooled.numbers = taken(_numbered(sizes), positions)
     choice = _Adaptive(pooled, positions, x.shape)

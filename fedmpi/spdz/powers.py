@@ -1,4 +1,4 @@
-"""Whole powers, and the moments that are built from squares."""
+"""The moments that are built from squares."""
 
 from __future__ import annotations
 
@@ -12,31 +12,6 @@ from fedmpi.errors import UsageError
 from fedmpi.spdz.lift import handles
 
 aten = torch.ops.aten
-
-
-@handles(aten.pow.Tensor_Scalar)
-def power(x: torch.Tensor, exponent: float) -> torch.Tensor:
-    """By squaring: a power of n takes about 2 log2(n) products, a negative one a reciprocal."""
-    if exponent in (0.5, -0.5):
-        return torch.sqrt(x) if exponent > 0 else torch.rsqrt(x)
-    if exponent != round(exponent):
-        raise UsageError(
-            f"{x!r} to the power of {exponent:g} has no secure form: whole exponents and +-0.5 have"
-        )
-    n = round(exponent)
-    if n == 0:
-        return torch.ones_like(x) + torch.zeros_like(x)
-    if n < 0:
-        return torch.reciprocal(power(x, -n))
-    found: torch.Tensor | None = None
-    while True:
-        if n & 1:
-            found = x if found is None else found * x
-        n >>= 1
-        if not n:
-            assert found is not None
-            return found.clone() if found is x else found
-        x = x * x
 
 
 def _moments(

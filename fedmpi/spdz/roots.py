@@ -8,8 +8,8 @@ m = M / 2^47. Tables of the digits of k (see `fedmpi.spdz.magnitude`) bring the 
 So the error is relative to the result, with a unit or two of the last place: large and small values
 need no care. Where a function has a pole or ends, what comes out is a number without meaning.
 
-Source: Catrina, Saxena, "Secure Computation with Fixed-Point Numbers" (FC 2010), section 3.4, for the
-normalisation.
+Source: Catrina, Saxena, "Secure Computation with Fixed-Point Numbers" (FC 2010), section 3.4, for
+the normalisation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedmpi.spdz.series import SERIES, Series, evaluate
 aten = torch.ops.aten
 
 _TOP = 47
-"""Where the first one of M stands: what is shifted there stays below 2^62 while it is multiplied."""
+"""Where the first one of M stands: with it, what is multiplied stays below 2^62."""
 _FINE = 28
 """Fractional bits of a root of m."""
 _COARSE = 21
@@ -83,7 +83,7 @@ def _root(x: torch.Tensor, name: str, sign: int) -> torch.Tensor:
 
 @handles(aten.sqrt.default)
 def sqrt(x: torch.Tensor) -> torch.Tensor:
-    """The root for 2^-f <= x < 2^31, about 0 of 0: error below 2 units and 1e-7 of the result."""
+    """The root for 2^-f <= x < 2^31, and 0.006 of 0: error below 2 units and 1e-7 of the result."""
     return _root(x, "sqrt", 1)
 
 

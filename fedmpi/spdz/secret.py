@@ -82,11 +82,11 @@ class Secret:
         self._parts = parts
         self._sign: Secret | None = None
         self.positive: Secret | None = None
-        self._made = self.memory.version
+        self._made = self._state
         self._base = base
         self._view = view
         self._whole = whole
-        self._masked: tuple[int, Masked] | None = None
+        self._masked: tuple[tuple[int, int], Masked] | None = None
         self._came_masked = False
 
     def __repr__(self) -> str:
@@ -106,9 +106,14 @@ class Secret:
         return call(operator, (*arguments, self.group.number), {})
 
     @property
+    def _state(self) -> tuple[int, int]:
+        """What is known of the shares holds as long as nobody writes them, and no scope ends."""
+        return self.memory.version, self.group.scopes_ended
+
+    @property
     def unchanged(self) -> bool:
         """Whether the shares still are what they were when this object was made."""
-        return self._made == self.memory.version
+        return self._made == self._state
 
     @property
     def opened(self) -> Opened | None:
@@ -143,18 +148,18 @@ class Secret:
                 known = Masked(*map(view, base.masked()))
             else:
                 known = Masked(*self.operate(operators.mask, self.share))
-            self._masked = self.memory.version, known
+            self._masked = self._state, known
         return known
 
     def _known_mask(self) -> Masked | None:
-        if self._masked is not None and self._masked[0] == self.memory.version:
+        if self._masked is not None and self._masked[0] == self._state:
             return self._masked[1]
         base, view = self._base, self._view
         known = base._known_mask() if base is not None and view is not None else None
         if known is None or view is None:
             return None
         found = Masked(*map(view, known))
-        self._masked = self.memory.version, found
+        self._masked = self._state, found
         return found
 
     def same_as(self, other: Secret) -> Secret:
@@ -163,7 +168,7 @@ class Secret:
             self._opened, self._parts, self._sign = other.opened, other.parts, other._sign
             known = other._known_mask()
             if known is not None:
-                self._masked = self.memory.version, known
+                self._masked = self._state, known
         return self
 
     def new(self, share: PointerTensor, bits: int | None = None, **more: Any) -> Secret:
@@ -217,7 +222,7 @@ class Secret:
         share, *mask = (stand_ins[id(pointer)] for pointer in self.pointers())
         found = self.new(share)
         if mask:
-            found._masked = found.memory.version, Masked(*mask)
+            found._masked = found._state, Masked(*mask)
             found._came_masked = True
         return found
 

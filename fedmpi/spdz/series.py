@@ -1,7 +1,7 @@
 """Smooth functions of a secret in two openings, whatever their shape: Fourier series.
 
-A wave of a sum is a sum of products of waves. So if the angle is opened under a mask, c = x + r, and
-the dealer, who knows r, deals the waves of the mask,
+A wave of a sum is a sum of products of waves. So if the angle is opened under a mask, c = x + r,
+and the dealer, who knows r, deals the waves of the mask,
 
     cos k x = cos k c cos k r + sin k c sin k r,      sin k x = sin k c cos k r - cos k c sin k r
 
@@ -10,9 +10,10 @@ element, and a truncation. The ring itself is the circle: an angle is a share ti
 2^64, and the mask is uniform.
 
 Sources: Zheng, Zhang, Wang, Wang, Lin, "Secure Softmax/Sigmoid for Machine-learning Computation"
-(ACSAC 2023), section 4, for the series of a secret; Huybrechs, "On the Fourier extension of nonperiodic
-functions" (SIAM J. Numer. Anal. 47, 2010), section 3: on an interval that is shorter than the period,
-the least-squares series of a smooth function converges geometrically, whether it is periodic or not.
+(ACSAC 2023), section 4, for the series of a secret; Huybrechs, "On the Fourier extension of
+nonperiodic functions" (SIAM J. Numer. Anal. 47, 2010), section 3: on an interval that is shorter
+than the period, the least-squares series of a smooth function converges geometrically, whether it
+is periodic or not.
 """
 
 from __future__ import annotations

@@ -52,6 +52,11 @@ def share(
     """
     if not 1 <= bits <= MOST_BITS:
         raise UsageError(f"bits = {bits}: expected 1 to {MOST_BITS}")
+    for worker in workers:
+        if not isinstance(worker, RemoteWorker):
+            raise UsageError(f"{worker!r} is no worker: share(what, alice, bob, ...)")
+        if worker.link.crew is not workers[0].link.crew:
+            raise UsageError(f"{workers[0]!r} and {worker!r} belong to two jobs")
     group = group_of_workers(workers)
     if isinstance(what, nn.Module):
         return with_tensors(what, lambda tensor: _share(tensor, group, bits))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fedmpi.errors import UsageError
+
 aten = torch.ops.aten
 
 Sizes = Sequence[int]
@@ -58,6 +60,8 @@ class Windows(NamedTuple):
             _count(*numbers, ceil_mode)
             for numbers in zip(sizes, kernel, stride, padding, dilation, strict=True)
         )
+        if min(counts) < 1:
+            raise UsageError(f"windows of {list(kernel)} do not fit into {list(sizes)}")
         return cls(tuple(sizes), kernel, stride, padding, dilation, counts)
 
     @property

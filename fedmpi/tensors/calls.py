@@ -142,8 +142,8 @@ _known: dict[tuple[Any, ...], Known] = {}
 
 def known_call(
     operator: OpOverload, arguments: Sequence[Any], keywords: dict[str, Any], kind: type
-) -> tuple[Known, Arguments]:
-    """The call of an operator, and what fills its slots.
+) -> tuple[Known, list[Any], list[Number]]:
+    """The call of an operator, and the tensors and numbers that fill its slots.
 
     Args:
         operator: of ATen.
@@ -156,6 +156,55 @@ def known_call(
         UsageError: an argument that cannot be sent, or a result that only values can tell.
         RuntimeError: PyTorch's own, of shapes and dtypes that do not fit.
     """
+    quick = None if keywords else _quick_walk(operator, arguments, kind)
+    if quick is not None:
+        key, tensors, numbers = quick
+        known = _known.get(key)
+        if known is None:
+            known, _ = _walk(operator, arguments, keywords, kind)
+            _known[key] = known
+        return known, tensors, numbers
+    known, walked = _walk(operator, arguments, keywords, kind)
+    return known, walked.tensors, walked.numbers
+
+
+def _quick_walk(
+    operator: OpOverload, arguments: Sequence[Any], kind: type
+) -> tuple[tuple[Any, ...], list[Any], list[Number]] | None:
+    """Kind, tensors and numbers of a call whose arguments are of the usual types, else None.
+
+    What goes over the wire is not written for each call; and the operator is known by its id,
+    since its hash is a call of Python.
+    """
+    key: list[Any] = [id(operator)]
+    tensors: list[Any] = []
+    numbers: list[Number] = []
+    for value in arguments:
+        of = type(value)
+        if of is kind:
+            key.append(value.layout_there)
+            tensors.append(value)
+        elif of is int or value is None:
+            key.append(value)
+        elif of is float:
+            key.append(float)
+            numbers.append(value)
+        elif of is bool:
+            key.append(_BOOLS[value])
+        elif of is list and all(type(v) is int for v in value):
+            key.append(tuple(value))
+        else:
+            return None
+    return (tuple(key), tensors, numbers) if tensors else None
+
+
+_BOOLS = ((bool, False), (bool, True))
+
+
+def _walk(
+    operator: OpOverload, arguments: Sequence[Any], keywords: dict[str, Any], kind: type
+) -> tuple[Known, Arguments]:
+    """As `known_call`, for arguments of any type."""
     walked = Arguments(kind)
     wire = [walked.walk(a) for a in arguments]
     named = {}

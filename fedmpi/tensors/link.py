@@ -50,6 +50,19 @@ class Learnt(Protocol):
     def numbers(self) -> int: ...
 
 
+class HasKeys(Protocol):
+    """What gives ids to objects.
+
+    Attributes:
+        last_key: the id that was given last.
+    """
+
+    @property
+    def last_key(self) -> int: ...
+    def forget_since(self, key: int) -> None:
+        """Deletes what was made after that id, though pointers to it may live on."""
+
+
 class Remote:
     """One object on a worker; it is deleted there after the last of these has died here."""
 
@@ -74,6 +87,7 @@ class Link:
     Attributes:
         dead: ids to forget, sent with the next call or command.
         open: false once the job has ended.
+        groups: of workers that compute together, this one among them: what has ids of its own.
         beside: links of workers that this one may have to wait for: a wait for this worker
             sends them what is queued, too.
     """
@@ -84,6 +98,7 @@ class Link:
         self.dead: list[int] = []
         self.open = True
         self.beside: set[Link] = set()
+        self.groups: list[HasKeys] = []
         self._held = False
         self._calls: list[Call] = []
         self._untold: list[Learnt] = []

@@ -47,5 +47,5 @@ class MakingThere(TorchDispatchMode):
         elsewhere = torch.device(kwargs.get("device") or "cpu").type != "cpu"
         if func.overloadpacket.__name__ not in MAKERS or types or elsewhere:
             return func(*args, **kwargs)
-        known, walked = known_call(func, args, kwargs, PointerTensor)
-        return issue(self.link, known, [], walked.numbers)
+        known, _, numbers = known_call(func, args, kwargs, PointerTensor)
+        return issue(self.link, known, [], numbers)

@@ -8,7 +8,7 @@ the result and goes on. Autograd, modules and optimisers are above that and need
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -69,7 +69,9 @@ class PointerTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        special = _special(func)
+        special = _special_of.get(id(func), _unknown)
+        if special is _unknown:
+            special = _special_of[id(func)] = _special(func)
         if special is None:
             return call(func, args, kwargs or {})
         return special(*args, **(kwargs or {}))
@@ -214,7 +216,11 @@ _SPECIAL.update(
 )
 
 
-@cache
+_unknown: Any = object()
+_special_of: dict[int, Any] = {}
+"""By id, since an operator's hash is a call of Python."""
+
+
 def _special(func: OpOverload) -> Callable[..., Any] | None:
     """What stands in for an operator that is not called on the worker as it is."""
     if func in _SPECIAL:
@@ -231,10 +237,10 @@ def _special(func: OpOverload) -> Callable[..., Any] | None:
 def call(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
     """Calls an operator on the worker that holds the pointers among its arguments."""
     try:
-        known, walked = known_call(func, args, kwargs, PointerTensor)
+        known, pointers, numbers = known_call(func, args, kwargs, PointerTensor)
     except TensorHere:
-        known, walked = known_call(func, _with_constants(func, args), kwargs, PointerTensor)
-    pointers = walked.tensors
+        constant = _with_constants(func, args)
+        known, pointers, numbers = known_call(func, constant, kwargs, PointerTensor)
     link = pointers[0].remote.link
     for pointer in pointers:
         if pointer.remote.link is not link:
@@ -242,7 +248,7 @@ def call(func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
                 f"{func}: {pointers[0]!r} and {pointer!r} are on two workers: "
                 "move one of them to the other's worker"
             )
-    return issue(link, known, pointers, walked.numbers)
+    return issue(link, known, pointers, numbers)
 
 
 _POSITIONS = {
@@ -288,7 +294,7 @@ def _with_constants(func: OpOverload, args: Sequence[Any]) -> Sequence[Any]:
 def issue(link: Link, known: Any, pointers: list[PointerTensor], numbers: list[Any]) -> Any:
     """Queues a known call and returns pointers to its results."""
     made: list[Any] = []
-    keys = []
+    keys: list[int] = []
     for result in known.results:
         if type(result) is Layout:
             remote = link.make()

@@ -84,9 +84,11 @@ fedmpi.workers.of_the_program = workers
 @contextmanager
 def scope() -> Iterator[None]:
     """Frees all objects that are made inside, on every worker, though pointers may live on."""
-    before = [(worker.link, worker.link.last_key) for worker in workers()]
+    links = [worker.link for worker in workers()]
+    before = {id(made): (made, made.last_key) for link in links for made in (link, *link.groups)}
     try:
         yield
     finally:
-        for link, key in before:
-            link.forget_since(key)
+        since = before.values()
+        for made, key in since:
+            made.forget_since(key)

@@ -97,6 +97,14 @@ class SharedTensor(torch.Tensor):
         shared.requires_grad_(self.requires_grad)
         return shared
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """Refused: only `reveal` opens a secret."""
+        raise UsageError(f"the values of {self!r} are secret: reveal() them first")
+
+    def tolist(self) -> Any:
+        """Refused, as `numpy`."""
+        return self.numpy()
+
     def __repr__(  # type: ignore[override]
         self, *, tensor_contents: Any = None
     ) -> str:
