@@ -167,7 +167,9 @@ class Group:
     def _hand_out(self, material: Material, plan: Any, results: list[int], seed: int) -> None:
         """Sends what was dealt beforehand."""
         self.flush()
+        count = self.dealer.count("dealt beforehand")
         for step, tensors in material.frames():
+            count.nbytes += sum(tensor.nbytes for tensor in tensors)
             self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
         for key, there in zip(results, plan.results, strict=True):
             if key:
@@ -278,10 +280,17 @@ class Group:
         assert isinstance(total, PointerTensor)
         return total
 
-    def public(self, tensor: torch.Tensor) -> PointerTensor:
-        """The same values for every party; the dealer needs none of them."""
+    def public(self, tensor: torch.Tensor, dealer: bool = False) -> PointerTensor:
+        """The same values for every party.
+
+        Args:
+            tensor: int64.
+            dealer: whether it gets them too, as positions in a mask; it needs no others.
+        """
         remote = self.make()
         self.tell(Put(remote.key, [], "", False), [tensor])
+        if dealer:
+            self._dealt[remote.key] = tensor
         return constant(point(remote, tensor))
 
     def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:

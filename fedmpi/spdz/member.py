@@ -81,18 +81,42 @@ class Leave(Command, frozen=True):
     group: int
 
 
+class Count(msgspec.Struct):
+    """What a member has done in all calls of one operator.
+
+    Attributes:
+        calls: how many.
+        openings: values that it opened together with the others.
+        nbytes: that it sent to other members.
+    """
+
+    calls: int = 0
+    openings: int = 0
+    nbytes: int = 0
+
+
 class Member:
     """What parties and dealer have in common.
 
     Attributes:
         endpoint: this rank's end of the wire.
         ranks: of the parties, in order.
+        counts: of what was sent, by operator.
     """
 
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int]) -> None:
         self.endpoint = endpoint
         self.ranks = tuple(ranks)
+        self.counts: dict[str, Count] = {}
         self._early: dict[tuple[int, int], deque[Frame]] = {}
+
+    def count(self, operator: str) -> Count:
+        """Where one more call of an operator is counted."""
+        found = self.counts.get(operator)
+        if found is None:
+            found = self.counts[operator] = Count()
+        found.calls += 1
+        return found
 
     def send(self, rank: int, channel: Channel, number: int, tensors: list[torch.Tensor]) -> None:
         """Sends what belongs to a call; the tensors must not change afterwards."""

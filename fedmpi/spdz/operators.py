@@ -49,6 +49,7 @@ def define(
         dealer: what the dealer computes, from its `DealerTurn` and these arguments.
     """
     name = _library.define(schema)
+    spoken = schema.partition("(")[0]
 
     def without_values(*arguments: Any) -> Any:
         return shape(*arguments[:-1])
@@ -57,14 +58,14 @@ def define(
         *operands, group = arguments
         me = member(group)
         if not isinstance(me, Dealer):
-            return party(PartyTurn(me, number), *operands)
-        turn = DealerTurn(me, number)
+            return party(PartyTurn(me, number, me.count(spoken)), *operands)
+        turn = DealerTurn(me, number, me.count(spoken))
         result = dealer(turn, *operands)
         turn.end()
         return result
 
     _library.impl(name, without_values, "Meta")
-    operator: OpOverload = getattr(torch.ops.fedmpi, schema.partition("(")[0]).default
+    operator: OpOverload = getattr(torch.ops.fedmpi, spoken).default
     add_operator(operator, kernel, numbered=True)
     return operator
 
