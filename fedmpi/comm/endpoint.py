@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -75,6 +75,8 @@ class Endpoint:
         self.size = transport.size
         self._outbox: deque[tuple[Pending, object]] = deque()
         self._astray: set[tuple[int, Channel]] = set()
+        self._unasked: dict[tuple[int, Channel], Callable[[Frame], bool]] = {}
+        self._early: dict[tuple[int, Channel], deque[Frame]] = {}
 
     def send(
         self,
@@ -99,7 +101,35 @@ class Endpoint:
             Unreadable: what arrived is not a frame, or its buffers are not those announced.
             ProtocolError: a header beyond `HEADER_LIMIT`, which was not even received.
         """
+        self._unasked.pop((source, channel), None)
+        if early := self._early.get((source, channel)):
+            return early.popleft()
         sender, note = self.transport.wait(lambda: self._poll(channel, source))
+        return self._frame(sender, note, channel)
+
+    def poll(self, channel: Channel, source: int = ANY) -> Frame | None:
+        """The next frame on a channel, if one has arrived; raises as `receive`."""
+        arrived = self.transport.poll_note(source, channel, HEADER_LIMIT)
+        return None if arrived is None else self._frame(*arrived, channel)
+
+    def take_in(self, source: int, channel: Channel, wanted: Callable[[Frame], bool]) -> None:
+        """Takes frames in as they come, during any wait, until somebody receives from there.
+
+        For who has given up asking: the sender could not get its memory back otherwise, and would
+        wait for that at its next `flush`.
+
+        Args:
+            source: of the frames.
+            channel: of the frames.
+            wanted: whether a frame is kept for a later `receive`.
+        """
+        self._unasked[source, channel] = wanted
+
+    def flush(self) -> None:
+        """Waits until everything sent has left its memory."""
+        self.transport.wait(lambda: self._turn() or None)
+
+    def _frame(self, sender: int, note: bytes, channel: Channel) -> Frame:
         try:
             header = decode(note)
         except ProtocolError as error:
@@ -108,20 +138,16 @@ class Endpoint:
         tensors = self._receive_tensors(header, sender, channel)
         return Frame(sender, header.message, tensors, header.asks)
 
-    def poll(self, channel: Channel) -> Frame | None:
-        """The next frame on a channel, if one has arrived; of frames without buffers only."""
-        arrived = self.transport.poll_note(ANY, channel, HEADER_LIMIT)
-        if arrived is None:
-            return None
-        sender, note = arrived
-        return Frame(sender, decode(note).message, [])
-
-    def flush(self) -> None:
-        """Waits until everything sent has left its memory."""
-        self.transport.wait(lambda: self._reap() or None)
+    def _turn(self) -> bool:
+        """What is done while waiting; true when all that was sent has left its memory."""
+        for (source, channel), wanted in self._unasked.items():
+            while (frame := self.poll(channel, source)) is not None:
+                if wanted(frame):
+                    self._early.setdefault((source, channel), deque()).append(frame)
+        return self._reap()
 
     def _poll(self, channel: Channel, source: int) -> tuple[int, bytes] | None:
-        self._reap()
+        self._turn()
         for sender, where in self._astray:
             # Unreceived, they would keep the sender from ever seeing its memory again.
             while self.transport.drop_buffer(sender, where + 1):

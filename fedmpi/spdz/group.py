@@ -22,12 +22,13 @@ from fedmpi.spdz import operators
 from fedmpi.spdz.material import Material
 from fedmpi.spdz.member import Dealer, Join, members
 from fedmpi.spdz.owned import Split, TakeShare
+from fedmpi.spdz.revealed import Reveal, RevealTo, TakeSum
 from fedmpi.spdz.stream import new_key
 from fedmpi.tensors.link import Learnt, Link, Remote
 from fedmpi.tensors.pointer import PointerTensor, call, point
 from fedmpi.tensors.record import constant
 from fedmpi.tensors.remote_worker import RemoteWorker
-from fedmpi.workers.operate import Fetch, Fetched, Put
+from fedmpi.workers.operate import Fetched, Put
 from fedmpi.workers.program import Program, Replay
 from fedmpi.workers.signature import Callee
 
@@ -58,13 +59,6 @@ class Numbers:
 
 
 _numbers = Numbers()
-
-
-class Borrowed(Remote):
-    """An object of the group on one of its members; the group deletes it."""
-
-    def __del__(self) -> None:
-        pass
 
 
 class Group:
@@ -168,9 +162,13 @@ class Group:
         """Sends what was dealt beforehand."""
         self.flush()
         count = self.dealer.count("dealt beforehand")
-        for step, tensors in material.frames():
-            count.nbytes += sum(tensor.nbytes for tensor in tensors)
-            self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        try:
+            for step, tensors in material.frames():
+                count.nbytes += sum(tensor.nbytes for tensor in tensors)
+                self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
+        except BaseException as error:
+            self.dealer.give_up(seed, plan.numbers, f"the dealer failed: {error}")
+            raise
         for key, there in zip(results, plan.results, strict=True):
             if key:
                 shape, stride = there.shape, there.stride
@@ -236,9 +234,9 @@ class Group:
         Raises:
             RemoteError: a party has failed, or holds its share as private.
         """
-        key = shares.remote.key
+        command = Reveal(shares.remote.key, self.number, _numbers.take(1))
         for link in self.links:
-            link.tell(Fetch(key))
+            link.tell(command)
         failure: RemoteError | None = None
         total = torch.zeros(shares.shape, dtype=torch.int64)
         for link in self.links:
@@ -271,14 +269,13 @@ class Group:
 
     def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
         """The sum of all shares on one worker, int64; nobody else sees it."""
-        total: Any = None
+        remote = target.make()
+        command = RevealTo(shares.remote.key, self.number, _numbers.take(1), target.rank)
         for link in self.links:
-            share = PointerTensor(Borrowed(link, shares.remote.key), shares.layout_there)
-            there: Any = share.clone() if link is target else share.give(target, keep=True)
-            total = there if total is None else total + there
+            link.tell(command)
             target.beside.add(link)
-        assert isinstance(total, PointerTensor)
-        return total
+        target.tell(TakeSum(remote.key, self.ranks))
+        return point(remote, shares)
 
     def public(self, tensor: torch.Tensor, dealer: bool = False) -> PointerTensor:
         """The same values for every party.
@@ -288,7 +285,8 @@ class Group:
             dealer: whether it gets them too, as positions in a mask; it needs no others.
         """
         remote = self.make()
-        self.tell(Put(remote.key, [], "", False), [tensor])
+        # A copy, since the program may write into what it still holds.
+        self.tell(Put(remote.key, [], "", False), [tensor.detach().clone()])
         if dealer:
             self._dealt[remote.key] = tensor
         return constant(point(remote, tensor))

@@ -6,15 +6,14 @@ the other parties; the dealer, on rank 0, knows the masks and nothing else, and 
 last party what its share of correlated randomness has to be (`../shared/spdz.md` calls it
 the correction). No party ever asks for anything.
 
-A call is known by its number, which is the same for all. Whatever comes from another number is
-an error on its way out: what is older is dropped, what is newer shows that its sender has
-given up on this call.
+A call is known by its number, which is the same for all. Who cannot make a call says so to those
+who may wait for it. So whoever waits for a call's frame from another member gets it, or hears that
+there will be none; whatever comes before is left over from calls that failed, and is dropped.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -25,7 +24,7 @@ from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import FedMPIError
-from fedmpi.spdz.stream import Stream
+from fedmpi.spdz.stream import Stream, new_key
 from fedmpi.workers.command import Command, handles
 from fedmpi.workers.operate import abandoned
 from fedmpi.workers.worker import OWNER, Worker
@@ -75,6 +74,12 @@ class UseMaterial(Command, frozen=True):
     key: bytes
 
 
+class Blind(msgspec.Struct, frozen=True, tag=True):
+    """From a party to the next one: what a share that is revealed is hidden by follows this key."""
+
+    key: bytes
+
+
 class Leave(Command, frozen=True):
     """Take no more part in the secure computations of a group."""
 
@@ -108,7 +113,6 @@ class Member:
         self.endpoint = endpoint
         self.ranks = tuple(ranks)
         self.counts: dict[str, Count] = {}
-        self._early: dict[tuple[int, int], deque[Frame]] = {}
 
     def count(self, operator: str) -> Count:
         """Where one more call of an operator is counted."""
@@ -137,6 +141,7 @@ class Party(Member):
 
     Attributes:
         first, last: whether it is that one among the parties.
+        next, previous: the ranks beside it, in a circle.
     """
 
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int], key: bytes) -> None:
@@ -146,15 +151,49 @@ class Party(Member):
         self.last = endpoint.rank == ranks[-1]
         self.stream = Stream(key)
         self.offline = Stream(key)
+        self.offline_streams: dict[bytes, Stream] = {}
+        place = self.ranks.index(endpoint.rank)
+        self.next = self.ranks[(place + 1) % len(ranks)]
+        self.previous = self.ranks[place - 1]
+        self._added = self._taken = Stream(key)
+
+    def agree_on_blinds(self) -> None:
+        """Gives the next party a key, and gets one from the previous; the dealer knows none."""
+        key = new_key()
+        self.endpoint.send(self.next, Channel.PEER, Blind(key))
+        frame = self.endpoint.receive(Channel.PEER, self.previous)
+        try:
+            theirs = msgspec.msgpack.decode(frame.message, type=Blind).key
+        except UNREADABLE as error:
+            raise ProtocolError(f"rank {self.previous} sent no key: {error}") from None
+        self._added, self._taken = Stream(key), Stream(theirs)
+
+    def blinded(self, share: torch.Tensor, number: int) -> torch.Tensor:
+        """A share that may leave: the sum of all parties' is right, and nothing else is told.
+
+        The dealer knows what the shares were made with. From a product's shares as they are it
+        would find the factors.
+        """
+        blind = self._added.uniform(number, share.shape)
+        blind -= self._taken.uniform(number, share.shape)
+        return blind.add_(share)
 
     def stream_of(self, number: int) -> Stream:
         """Where this party's part in a call is drawn from."""
         return self.offline if number >= FIRST_OFFLINE else self.stream
 
     def give_up(self, number: int, numbers: int, why: str) -> None:
-        """Tells the other parties."""
+        """Tells the other parties, and asks for nothing that they may have sent for these calls."""
+
+        def wanted(frame: Frame) -> bool:
+            # Calls dealt for beforehand have numbers in no order.
+            return not number <= _decode(frame).number < number + numbers
+
         for rank in self.others:
             self.endpoint.send(rank, Channel.OPENING, GivenUp(number, numbers, why))
+            self.endpoint.take_in(rank, Channel.OPENING, wanted)
+        if self.last:
+            self.endpoint.take_in(OWNER, Channel.DEALING, wanted)
 
     def receive(self, rank: int, channel: Channel, number: int) -> list[torch.Tensor]:
         """The tensors that another member sends for a call.
@@ -162,16 +201,14 @@ class Party(Member):
         Raises:
             Broken: it has given up on that call.
         """
-        early = self._early.setdefault((rank, channel), deque())
         while True:
-            frame = early.popleft() if early else self.endpoint.receive(channel, rank)
+            frame = self.endpoint.receive(channel, rank)
             message = _decode(frame)
-            if isinstance(message, Opening) and message.number == number:
-                return frame.tensors
-            if message.number + (message.numbers if isinstance(message, GivenUp) else 1) > number:
-                early.appendleft(frame)  # it is about calls to come, too
-                why = message.why if isinstance(message, GivenUp) else "an earlier call failed"
-                raise Broken(f"rank {rank} has given up on a secure computation: {why}")
+            if isinstance(message, Opening):
+                if message.number == number:
+                    return frame.tensors
+            elif message.number <= number < message.number + message.numbers:
+                raise Broken(f"rank {rank} has given up on a secure computation: {message.why}")
 
 
 class Dealer(Member):
@@ -230,7 +267,9 @@ def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
 
     if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")
-    members()[command.group] = Party(worker.endpoint, command.ranks, command.key)
+    party = Party(worker.endpoint, command.ranks, command.key)
+    party.agree_on_blinds()
+    members()[command.group] = party
     ask_for_short_turns()
     keep_memory()
 
@@ -241,7 +280,8 @@ def use_material(worker: Worker, command: UseMaterial, tensors: list[torch.Tenso
     me = member(command.group)
     if not isinstance(me, Party):
         raise ProtocolError(f"rank {worker.rank} is no party of group {command.group}")
-    me.offline = Stream(command.key)
+    # A key that was here before goes on where it was: no run is drawn for twice.
+    me.offline = me.offline_streams.setdefault(command.key, Stream(command.key))
 
 
 @handles(Leave, always=True)

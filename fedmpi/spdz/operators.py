@@ -110,7 +110,7 @@ refresh = define(
 open_value = define(
     "open(Tensor x, int group) -> Tensor",
     lambda x: x.new_empty(x.shape),
-    lambda turn, x: turn.open(x),
+    lambda turn, x: turn.open(x.clone()),  # x may be written while it is on its way
     lambda turn, x: nowhere(x.shape),
 )
 """The value itself, for all parties to see."""

@@ -15,7 +15,7 @@ from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.spdz.fixed_point import encode
 from fedmpi.spdz.stream import Stream, new_key
 from fedmpi.workers.command import Command, handles
-from fedmpi.workers.objects import NoSuchObject
+from fedmpi.workers.objects import NoSuchObject, Refused
 from fedmpi.workers.worker import Worker
 
 _FIRST = 1
@@ -65,15 +65,23 @@ class Part(msgspec.Struct, frozen=True):
 def split(worker: Worker, command: Split, tensors: list[torch.Tensor]) -> None:
     """Refuses in words: the parties wait for their parts."""
     objects, others = worker.objects, [rank for rank in command.parties if rank != worker.rank]
+    private = False
     try:
-        rest = encode(objects.tensor(command.key), command.bits).contiguous()
+        values = objects.tensor(command.key)
         private = objects.is_private(command.key)
+        if objects.is_shared(command.key):
+            raise Refused(f"object {command.key} of rank {worker.rank} is a share already")
+        rest = encode(values, command.bits).contiguous()
     except Exception as error:
         why = error.why if isinstance(error, NoSuchObject) else str(error)
+        if private:
+            # The sentence would tell the largest and the smallest value.
+            why = f"private values on rank {worker.rank} cannot be shared: NaN, or too large"
+            error = Refused(why)
         for rank in others:
             worker.endpoint.send(rank, Channel.PEER, Part(b"", [], False, refusal=why))
         objects.lose([command.share], why)
-        raise
+        raise error from None
     shape = list(rest.shape)
     takes_rest = worker.rank if worker.rank in command.parties else others.pop()
     for rank in others:
@@ -81,7 +89,7 @@ def split(worker: Worker, command: Split, tensors: list[torch.Tensor]) -> None:
         rest = rest - Stream(key).uniform(_FIRST, shape)
         worker.endpoint.send(rank, Channel.PEER, Part(key, shape, private))
     if takes_rest == worker.rank:
-        objects.put(command.share, rest, private=private)
+        objects.put(command.share, rest, private=private, shared=True)
     else:
         worker.endpoint.send(takes_rest, Channel.PEER, Part(b"", shape, private), [rest])
 
@@ -103,7 +111,7 @@ def take_share(worker: Worker, command: TakeShare, tensors: list[torch.Tensor]) 
             share = Stream(part.key).uniform(_FIRST, part.shape)
         else:
             [share] = frame.tensors
-        worker.objects.put(command.share, share, private=part.private)
+        worker.objects.put(command.share, share, private=part.private, shared=True)
     except Exception as error:
         worker.objects.lose([command.share], str(error))
         raise

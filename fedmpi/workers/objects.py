@@ -51,13 +51,15 @@ class _Memory:
     nbytes: int
     users: int = 0
     private: bool = False
+    shared: bool = False
 
 
 class ObjectStore:
     """Tensors by the id that the owner gave them.
 
     Privacy belongs to memory: a view of a private tensor is private, and so is whatever a
-    private tensor was written into.
+    private tensor was written into. So it is with what members of a secure computation share:
+    their shares and what they open under masks.
 
     Args:
         rank: of the worker, for messages.
@@ -66,6 +68,7 @@ class ObjectStore:
     Attributes:
         nbytes: memory of all objects; what several look at counts once.
         any_private: whether anything was ever private here.
+        any_shared: whether anything was ever shared here.
     """
 
     def __init__(self, rank: int, limit: int) -> None:
@@ -73,6 +76,7 @@ class ObjectStore:
         self.limit = limit
         self.nbytes = 0
         self.any_private = False
+        self.any_shared = False
         self._objects: dict[int, Stored] = {}
         self._memory: dict[int, _Memory] = {}
         self._lost: dict[int, str] = {}
@@ -112,6 +116,7 @@ class ObjectStore:
         tags: Iterable[str] = (),
         description: str = "",
         private: bool = False,
+        shared: bool = False,
     ) -> None:
         """Stores a tensor.
 
@@ -144,6 +149,8 @@ class ObjectStore:
         memory.users += 1
         if private:
             memory.private = self.any_private = True
+        if shared:
+            memory.shared = self.any_shared = True
         self._objects[key] = Stored(tensor, tuple(tags), description)
 
     def delete(self, keys: Iterable[int]) -> None:
@@ -193,3 +200,13 @@ class ObjectStore:
         """Forbids to fetch an object, its views, and what is computed from it."""
         storage = self.stored(key).tensor.untyped_storage()
         self._memory[storage._cdata].private = self.any_private = True
+
+    def is_shared(self, key: int) -> bool:
+        """Whether an object belongs to a secure computation: it leaves as part of a sum only."""
+        storage = self.stored(key).tensor.untyped_storage()
+        return self._memory[storage._cdata].shared
+
+    def make_shared(self, key: int) -> None:
+        """From here on the object, its views, and what is computed from them are shared."""
+        storage = self.stored(key).tensor.untyped_storage()
+        self._memory[storage._cdata].shared = self.any_shared = True

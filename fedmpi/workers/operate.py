@@ -237,26 +237,37 @@ def _call(
         objects.make_room(callee.nbytes)
     operands = [objects.tensor(key) for key in call.tensors]
     private = objects.any_private and any(objects.is_private(key) for key in call.tensors)
+    shared = bool(callee.numbers) or (
+        objects.any_shared and any(objects.is_shared(key) for key in call.tensors)
+    )
     accepted = isinstance(callee, Replay) and callee.accepted
-    if private:
+
+    def written(key: int) -> None:
+        if private:
+            objects.make_private(key)
+        if shared:
+            objects.make_shared(key)
+
+    kept = private or shared
+    if kept:
         # Before the operator runs: one that fails halfway has written too.
         for slot in callee.written:
-            objects.make_private(call.tensors[slot])
-    versions = [operand._version for operand in operands] if private else []
+            written(call.tensors[slot])
+    versions = [operand._version for operand in operands] if kept else []
     try:
         results = _flat(callee(operands, call.numbers, call.seed))
     finally:
         # PyTorch counts what is written, through views and inside a plan too.
         for key, operand, version in zip(call.tensors, operands, versions, strict=False):
             if operand._version != version:
-                objects.make_private(key)
+                written(key)
     if len(results) != len(call.results):
         raise ProtocolError(f"{callee.name} has {len(results)} results, not {len(call.results)}")
     for key, result in zip(call.results, results, strict=True):
         if key and result is None:
             objects.lose([key], f"{callee.name} gave no such result")
         elif key:
-            objects.put(key, result, private=private and not accepted)
+            objects.put(key, result, private=private and not accepted, shared=shared)
 
 
 def _flat(result: Any) -> Sequence[Any]:
@@ -293,6 +304,11 @@ def fetch(worker: Worker, command: Fetch, tensors: list[torch.Tensor]) -> Answer
         raise Refused(
             f"rank {worker.rank} keeps object {command.key} private: it does not leave the worker"
         )
+    if worker.objects.is_shared(command.key):
+        raise Refused(
+            f"rank {worker.rank} keeps object {command.key} to itself, a share or what was opened "
+            "under a mask: reveal() gives the sum of all shares"
+        )
     return Answer(Fetched(), [tensor])
 
 
@@ -302,6 +318,8 @@ def give(worker: Worker, command: Give, tensors: list[torch.Tensor]) -> None:
     objects = worker.objects
     try:
         stored = objects.stored(command.key)
+        if objects.is_shared(command.key):
+            raise NoSuchObject(worker.rank, command.key, "a share does not leave its party")
     except NoSuchObject as error:
         given = Given([], "", False, refusal=error.why)
         worker.endpoint.send(command.to, Channel.PEER, given)
