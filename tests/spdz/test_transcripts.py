@@ -91,7 +91,8 @@ def test_the_dealer_gets_no_opening_and_sends_to_the_last_party_alone(workers: W
     for name in OPERATORS:
         for frame in transcript(workers, name, (2.5, -1.0)):
             if frame.to == 0:
-                assert frame.channel == Channel.REPLY and not frame.tensors
+                assert frame.channel == Channel.REPLY
+                assert not frame.tensors
             if frame.channel in (Channel.OPENING, Channel.PEER):
                 assert 0 not in (frame.source, frame.to)
             if frame.channel == Channel.DEALING:
