@@ -107,6 +107,9 @@ bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch an
 bench-ring: $(VENV)/.run ## what secure products, random words and comparisons cost a processor
 	python jobs/bench_ring.py $(ARGS)
 
+bench-spdz: $(VENV)/.run ## what secure computation costs beside CrypTen and SPU; ARGS="--peers FOLDER"
+	python jobs/bench_spdz.py $(ARGS)
+
 .PHONY: mcmahan
 mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER
 	@test -n "$(ROOT)" || { echo 'name the folder with the IDX files of MNIST: make mcmahan ROOT=DIR' >&2; exit 1; }

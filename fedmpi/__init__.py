@@ -14,6 +14,7 @@ from fedmpi import workers as workers  # the room, and a call: see there
 if TYPE_CHECKING:
     from fedmpi.spdz.material import material as material
     from fedmpi.spdz.sharing import share as share
+    from fedmpi.spdz.traffic import traffic as traffic
     from fedmpi.tensors.hook import hook_torch as hook_torch
     from fedmpi.tensors.modules import get as get
     from fedmpi.tensors.modules import move as move
@@ -46,6 +47,7 @@ _PLACES = {
     "scope": "tensors.session",
     "simulate": "tensors.session",
     "share": "spdz.sharing",
+    "traffic": "spdz.traffic",
     "material": "spdz.material",
     "SharedTensor": "tensors.shared",
 }

@@ -21,7 +21,10 @@ from fedmpi.errors import UsageError
 
 Partition = Literal["iid", "dirichlet", "pathological", "quantity", "natural"]
 Normalise = Literal["auto", "none", "unit", "standard"]
-Mode = Literal["shards", "scatter", "cyclic"]
+Mode = Literal["shards", "scatter", "cyclic", "encrypted"]
+Loss = Literal["auto", "cross_entropy", "bce", "mse"]
+Activation = Literal["model", "relu", "polynomial", "square"]
+Pooling = Literal["model", "average", "max"]
 
 
 def nearest(word: str, words: object) -> str:
@@ -126,15 +129,15 @@ class FederatedConfig:
 
     mode: Mode = "shards"
     """shards: each worker has its own; scatter: the owner splits its data at the start;
-    cyclic: the model moves from client to client."""
+    cyclic: the model moves from client to client; encrypted: all rows train together, as shares."""
     rounds: int = 20
     """Rounds of training."""
     fraction: float = 0.5
     """C: the share of clients that train in a round."""
     epochs: int = 5
-    """E: local epochs of a client in a round."""
+    """E: local epochs of a client in a round; encrypted: passes over all rows."""
     batch_size: int | Literal["full"] = 10
-    """B: rows of a local step; full: all rows of the client."""
+    """B: rows of a local step; full: all rows of the client (encrypted: all there are)."""
     lr: float = 0.2
     """Learning rate of local SGD."""
     lr_decay: float = 1.0
@@ -180,6 +183,51 @@ class FederatedConfig:
             "1 to 10,000,000 rounds",
         )
         require(0 <= self.target_accuracy <= 1, "target_accuracy", self.target_accuracy, "0 to 1")
+
+
+@dataclass(frozen=True)
+class SecureConfig:
+    """Training on shares, which `federated.mode = "encrypted"` asks for."""
+
+    parties: tuple[int, ...] = ()
+    """Ranks of the workers that hold the shares, at least two; none named: all workers."""
+    bits: int = 16
+    """Fractional bits of the fixed-point numbers."""
+    loss: Loss = "auto"
+    """auto: cross-entropy, or for regression the mean squared error; bce: one logistic regression
+    for each class; mse: of the outputs and one-hot labels."""
+    optimizer: str = "SGD"
+    """A class of torch.optim; it gets the learning rate, and the momentum if there is one."""
+    momentum: float = 0.0
+    """Of the optimiser."""
+    activation: Activation = "model"
+    """What stands in place of ReLU, sigmoid and tanh: a polynomial of degree 3 near the sigmoid,
+    or the square; model: nothing does."""
+    pooling: Pooling = "model"
+    """What stands in place of the model's 2-d pooling; model: nothing does."""
+    learns: Literal["model", "metric"] = "model"
+    """What the owner learns: the outputs on its held-out rows, the training loss and at the end
+    the model; or the metric on its held-out rows and nothing else."""
+    clear: bool = False
+    """Train the same batches in the clear instead, to compare: the owner fetches all rows."""
+
+    def __post_init__(self) -> None:
+        ranks = list(self.parties)
+        require(
+            0 not in ranks, "parties", ranks, "workers, rank 0 is the owner, who holds no share"
+        )
+        require(
+            len(ranks) != 1 and len(set(ranks)) == len(ranks) and min(ranks, default=1) > 0,
+            "parties",
+            ranks,
+            "the ranks of at least 2 different workers, or none for all",
+        )
+        require(8 <= self.bits <= 24, "bits", self.bits, "8 to 24 fractional bits")
+        require_choice("loss", self.loss, Loss)
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more, below 1")
+        require_choice("activation", self.activation, Activation)
+        require_choice("pooling", self.pooling, Pooling)
+        require_choice("learns", self.learns, Literal["model", "metric"])
 
 
 @dataclass(frozen=True)
@@ -236,6 +284,7 @@ class Config:
     """softmax, linear, 2nn, cnn, lenet, resnet18, resnet18-gn, or package.module:factory."""
     data: DataConfig = field(default_factory=DataConfig)
     federated: FederatedConfig = field(default_factory=FederatedConfig)
+    secure: SecureConfig = field(default_factory=SecureConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -246,6 +295,7 @@ class Config:
                 f"path = {self.data.path!r} names prepared shards, but mode = 'scatter' splits a "
                 "source at the start: leave one of the two out"
             )
+        self._refuse_what_shares_cannot_do()
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         require(
             self.name not in (".", "..") and not set(self.name) & set("/\\\0"),
@@ -253,6 +303,32 @@ class Config:
             self.name,
             "a folder's name without slashes (the folder above it is --out)",
         )
+
+    def _refuse_what_shares_cannot_do(self) -> None:
+        """Options of one kind of job would be passed over in silence by the other."""
+        federated, encrypted = self.federated, self.federated.mode == "encrypted"
+        if not encrypted and self.secure != SecureConfig():
+            [name, *_] = [
+                f.name
+                for f in fields(SecureConfig)
+                if getattr(self.secure, f.name) != getattr(SecureConfig(), f.name)
+            ]
+            raise UsageError(
+                f"secure.{name} = {getattr(self.secure, name)!r} with mode = {federated.mode!r}: "
+                "only mode = 'encrypted' trains on shares"
+            )
+        if encrypted and federated.fraction not in (FederatedConfig.fraction, 1.0):
+            raise UsageError(
+                f"fraction = {federated.fraction:g} with mode = 'encrypted', in which all rows "
+                "train: leave it out"
+            )
+        if encrypted and federated.evaluate_clients:
+            raise UsageError(
+                "evaluate_clients with mode = 'encrypted', in which nobody sees a client's rows: "
+                "leave it out"
+            )
+        if encrypted and self.compute.device == "cuda" and not self.secure.clear:
+            raise UsageError("device = 'cuda' with mode = 'encrypted': shares are on CPUs; use cpu")
 
 
 def _known_keys(cls: type, prefix: str = "") -> dict[str, str]:

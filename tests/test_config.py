@@ -18,6 +18,7 @@ from fedmpi.config import (
     DataConfig,
     FederatedConfig,
     Recipe,
+    SecureConfig,
     from_mapping,
     from_toml,
     nearest,
@@ -94,10 +95,12 @@ def test_every_option_is_explained() -> None:
             assert any(source[n + 1].lstrip().startswith('"""') for n in here), name
 
 
+BRANCHES = (Config, DataConfig, FederatedConfig, SecureConfig, CommConfig, ComputeConfig)
+
+
 def test_no_two_options_share_a_name() -> None:
     """On the command line --rounds is enough: no option needs the name of its branch."""
-    names = [f.name for cls in (Config, DataConfig, FederatedConfig, CommConfig, ComputeConfig)
-             for f in fields(cls)]  # fmt: skip
+    names = [f.name for cls in BRANCHES for f in fields(cls)]
     assert len(names) == len(set(names))
 
 
@@ -128,6 +131,13 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (FederatedConfig, "eval_every", [0, 10_000_001]),
     (FederatedConfig, "target_accuracy", [-0.1, 1.1, NAN]),
     (FederatedConfig, "on_bad_update", ["ignore"]),
+    (SecureConfig, "bits", [7, 25]),
+    (SecureConfig, "loss", ["crossentropy"]),
+    (SecureConfig, "momentum", [-0.1, 1.0, NAN]),
+    (SecureConfig, "activation", ["gelu"]),
+    (SecureConfig, "pooling", ["avg"]),
+    (SecureConfig, "learns", ["nothing"]),
+    (SecureConfig, "parties", [[0, 1], [1], [2, 2], [-1, 1]]),
     (CommConfig, "transport", ["tcp"]),
     (CommConfig, "workers", [0, -1, 65_537, "many"]),
     (CommConfig, "topology", ["ring"]),
@@ -150,8 +160,9 @@ def test_every_option_with_a_range_is_tested_above() -> None:
     """Not tested: words of any kind and switches."""
     tested = {key for _, key, _ in REFUSED}
     free = {"out", "root", "download", "by", "path", "verify", "evaluate_clients"}
-    every = {f.name for cls in (Config, DataConfig, FederatedConfig, CommConfig, ComputeConfig)
-             for f in fields(cls)} - {"data", "federated", "comm", "compute"}  # fmt: skip
+    free |= {"optimizer", "clear"}
+    every = {f.name for cls in BRANCHES for f in fields(cls)}
+    every -= {"data", "federated", "secure", "comm", "compute"}
     assert tested | free == every
 
 
@@ -160,6 +171,14 @@ def test_options_that_contradict() -> None:
         Recipe(partition="natural")
     with pytest.raises(UsageError, match="path = 'x' names prepared shards, but mode = 'scatter'"):
         Config(data=DataConfig(path="x"), federated=FederatedConfig(mode="scatter"))
+    with pytest.raises(UsageError, match=r"secure\.bits = 20 with mode = 'shards': only"):
+        Config(secure=SecureConfig(bits=20))
+    with pytest.raises(UsageError, match=r"fraction = 0\.3 with mode = 'encrypted', in which all"):
+        Config(federated=FederatedConfig(mode="encrypted", fraction=0.3))
+    with pytest.raises(UsageError, match="evaluate_clients with mode = 'encrypted'"):
+        Config(federated=FederatedConfig(mode="encrypted", evaluate_clients=True))
+    with pytest.raises(UsageError, match="device = 'cuda' with mode = 'encrypted'"):
+        Config(federated=FederatedConfig(mode="encrypted"), compute=ComputeConfig(device="cuda"))
 
 
 def test_replacing_is_checked_too() -> None:
@@ -259,4 +278,6 @@ def test_nearest(word: str, expected: str) -> None:
 def test_the_tree_is_plain_data() -> None:
     """What travels in a command and stands in run records: no surprises in `asdict`."""
     flat = asdict(Config())
-    assert set(flat) == {"name", "out", "seed", "model", "data", "federated", "comm", "compute"}
+    assert set(flat) == {
+        "name", "out", "seed", "model", "data", "federated", "secure", "comm", "compute",
+    }  # fmt: skip

@@ -69,7 +69,7 @@ class Job:
         self.model = self._make_model()
         home = self.dataset.set_up_workers(config, crew, self.model)
         device = pick(config.compute.device, crew.endpoint.transport.local_rank)
-        self.config = _resolved(config, self.dataset, crew, device)
+        self.config = resolved(config, self.dataset, crew, device)
         state = FlatState(self.model, device)
         self._rounds = _KINDS[config.federated.mode](config, crew, home, state)
         self._clients = sorted(home.rows)
@@ -143,7 +143,8 @@ class Job:
         return found
 
 
-def _resolved(config: Config, dataset: Dataset, crew: Crew, device: torch.device) -> Config:
+def resolved(config: Config, dataset: Dataset, crew: Crew, device: torch.device) -> Config:
+    """The configuration with what was left open filled in: it says how to do the same again."""
     data = config.data
     return replace(
         config,

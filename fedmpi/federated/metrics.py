@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedmpi.spdz.traffic import Traffic
+
 PHASES = ("broadcast", "train", "aggregate", "evaluate", "wait")
 
 
@@ -25,7 +27,7 @@ class RoundMetrics:
         clients: clients whose updates are in the new model.
         examples: rows these clients hold together.
         lr: local learning rate of this round.
-        train_loss: mean loss over the local steps, weighted by rows.
+        train_loss: mean loss over the local steps, weighted by rows; None if nobody is to know.
         test_loss, test_metric: on the held-out rows; None in a round without evaluation.
         metric: what test_metric is: "accuracy" (share, 0..1) or "r2".
         seconds: wall time of the round.
@@ -36,13 +38,14 @@ class RoundMetrics:
             idle_cpu / idle_seconds is the share of a core that its waiting costs.
         bytes_sent, messages_sent: by all ranks together in this round.
         excluded: clients left out, with the reason.
+        traffic: of a training on shares, what it sent, by operator.
     """
 
     round: int
     clients: int
     examples: int
     lr: float
-    train_loss: float
+    train_loss: float | None
     test_loss: float | None
     test_metric: float | None
     metric: str
@@ -54,6 +57,7 @@ class RoundMetrics:
     idle_seconds: float = 0.0
     idle_cpu: float = 0.0
     excluded: list[Excluded] = field(default_factory=list)
+    traffic: list[Traffic] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def div(a: Operand, b: Operand) -> torch.Tensor:
     if isinstance(b, SharedTensor):
         return mul(a, torch.reciprocal(b))
     assert isinstance(a, SharedTensor)
-    if not torch.all(torch.as_tensor(b) != 0):
+    if not isinstance(b, PointerTensor) and not torch.all(torch.as_tensor(b) != 0):
         raise UsageError(f"{a!r} was divided by 0")
     real = _converted(a, torch.result_type(a, 1.0))
     return mul(real, 1 / b)

@@ -129,18 +129,6 @@ def fold(g, p, opened, masks, products, first, g_next, p_next):
                 p_next[i, v] = both
 
 
-@njit("void(i8[::1], i8[::1], i8, i8[::1])", cache=True, nogil=True)
-def unmask_bit(z, rho, first, bit):
-    """Additive shares [n] of z ^ rho = z + rho - 2 z rho; z is a public plane [W]."""
-    width = z.shape[0]
-    for k in range(64):
-        here = slice(k * width, (k + 1) * width)
-        rho_k, bit_k = rho[here], bit[here]
-        for v in range(rho_k.shape[0]):
-            flip = -((z[v] >> k) & 1)  # 0 or -1, and (y ^ -1) + 1 = -y
-            bit_k[v] = ((rho_k[v] ^ flip) - flip) - (first & flip)
-
-
 @njit("void(i8[::1], i1[::1])", cache=True, nogil=True)
 def unpack(plane, bits):
     """The bits [n] of a plane [W], each as an int8 of its own."""

@@ -113,8 +113,9 @@ def deal_comparison(n: int, r: Tensor, free: Tensor, dependent: Tensor) -> Tenso
         p_high, *lows = masks_here.split(w)
         for low, product in zip(lows, products_here.split(w), strict=True):
             product ^= p_high & low
-    rho = torch.zeros(n, dtype=torch.int64)
-    _kernels().unmask_bit(rho_plane[0].numpy(), rho.numpy(), -1, rho.numpy())
+    rho_bits = torch.empty(n, dtype=torch.int8)
+    _kernels().unpack(rho_plane[0].numpy(), rho_bits.numpy())
+    rho = rho_bits.to(torch.int64)
     torch.sub(rho, rho_share, out=rho_share)
     return rho
 

@@ -10,10 +10,11 @@ the other factor's mask:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from fedmpi.spdz import bits
-from fedmpi.spdz.flat import flat
+from fedmpi.spdz.flat import all_bits, flat
 from fedmpi.spdz.operators import define, nowhere
 from fedmpi.spdz.truncation import share_dtype, truncation_parts
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
@@ -32,7 +33,7 @@ def _party_negative(turn: PartyTurn, c: Tensor) -> tuple[Tensor, Tensor]:
     for _ in bits.LEVELS:
         message = tree.fold(turn.open_bits(message))
     z = torch.empty(c.shape, dtype=torch.int8)
-    bit_kernels.unpack(flat(turn.open_bits(message)), flat(z))
+    bit_kernels.unpack(turn.open_bits(message).view(-1).numpy(), z.view(-1).numpy())
     return z, material.rho.view(c.shape)
 
 
@@ -59,7 +60,9 @@ def _party_bit(turn: PartyTurn, z: Tensor, rho: Tensor) -> Tensor:
     from fedmpi.spdz import share_kernels
 
     found = torch.empty(z.shape, dtype=torch.int64)
-    share_kernels.bit_share(flat(z.contiguous()), flat(rho.contiguous()), -turn.first, flat(found))
+    share_kernels.bit_share(
+        flat(z.contiguous()), flat(rho.contiguous()), all_bits(turn.first), flat(found)
+    )
     return found
 
 
@@ -77,7 +80,7 @@ def _party_choose(turn: PartyTurn, z: Tensor, rho: Tensor, a: Tensor, e: Tensor)
 
     z, rho, a, e = (t.contiguous() for t in torch.broadcast_tensors(z, rho, a, e))
     chosen = turn.dealt(z.shape)
-    share_kernels.choose(flat(z), flat(rho), flat(a), flat(e), -turn.first, flat(chosen))
+    share_kernels.choose(flat(z), flat(rho), flat(a), flat(e), all_bits(turn.first), flat(chosen))
     return chosen
 
 
@@ -103,7 +106,9 @@ def _party_choose_quotient(
 
     z, rho, y, c = (t.contiguous() for t in torch.broadcast_tensors(z, rho, y, c))
     v, w = turn.dealt(z.shape), turn.dealt(z.shape, share_dtype(shift))
-    share_kernels.choose_quotient(flat(z), flat(rho), flat(y), flat(c), flat(v), flat(w), shift)
+    share_kernels.choose_quotient(
+        flat(z), flat(rho), flat(y), flat(c), flat(v), flat(w), np.uint64(shift)
+    )
     return v
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.spdz import operators
@@ -96,6 +97,7 @@ class Group:
         self.crew = self.links[0].crew
         self.dealer = Dealer(self.crew.endpoint, ranks, keys)
         ask_for_short_turns()
+        keep_memory()
         self.material: Material | None = None
         self.last_key = 0
         self.scopes_ended = 0
@@ -149,8 +151,8 @@ class Group:
             seed = _numbers.take(known.numbers)
         for link in self.links:
             link.call(known, tensors, numbers, results, seed)
-        if self.links[0].idle:
-            self.flush()
+        if known.numbers or self.links[0].idle:
+            self.flush()  # the parties are to work while the dealer does
         if material is None:
             self._deal(known, tensors, numbers, results, seed)
         else:
@@ -159,8 +161,10 @@ class Group:
     def _hand_out(self, material: Material, plan: Any, results: list[int], seed: int) -> None:
         """Sends what was dealt beforehand."""
         self.flush()
+        count = self.dealer.count("dealt beforehand")
         try:
             for step, tensors in material.frames():
+                count.nbytes += sum(tensor.nbytes for tensor in tensors)
                 self.dealer.send(self.ranks[-1], Channel.DEALING, seed + step, tensors)
         except BaseException as error:
             self.dealer.give_up(seed, plan.numbers, f"the dealer failed: {error}")
@@ -284,11 +288,18 @@ class Group:
         target.tell(TakeSum(remote.key, self.ranks))
         return point(remote, shares)
 
-    def public(self, tensor: torch.Tensor) -> PointerTensor:
-        """The same values for every party; the dealer needs none of them."""
+    def public(self, tensor: torch.Tensor, dealer: bool = False) -> PointerTensor:
+        """The same values for every party.
+
+        Args:
+            tensor: int64.
+            dealer: whether it gets them too, as positions in a mask; it needs no others.
+        """
         remote = self.make()
         # A copy, since the program may write into what it still holds.
         self.tell(Put(remote.key, [], "", False), [tensor.detach().clone()])
+        if dealer:
+            self._dealt[remote.key] = tensor
         return constant(point(remote, tensor))
 
     def tell(self, command: Put, tensors: Sequence[torch.Tensor]) -> None:

@@ -7,9 +7,18 @@ that a convolution sees in an image, then need no copies and no types of their o
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
-from fedmpi.spdz.vector_code import MR, NR, copy_four, copy_row, multiply_tile, words
+from fedmpi.spdz.vector_code import (
+    MR,
+    NR,
+    copy_four,
+    copy_row,
+    multiply_tile,
+    ring_words,
+    words,
+)
 
 # Blocks of the product, in words: a panel of B (KC x NR, 32 KiB) stays in the first cache, the
 # block of A (MC x KC, 480 KiB) in the second, the block of B (KC x NC, 2 MiB) in the third.
@@ -67,12 +76,12 @@ def multiply(
     b_block = a_block + 8 * KC * MC
     for i in range(MR):
         words(tile_rows)[i] = i * NR
-    tile_words, col, row = words(tile), words(c_cols), words(c_rows)
+    tile_words, col, row = ring_words(tile), words(c_cols), words(c_rows)
     for s in range(batch):
         a_s = a + 8 * words(a_batch)[s]
         b_s = b + 8 * words(b_batch)[s]
         c_s = c + 8 * words(c_batch)[s]
-        out = words(c_s)
+        out = ring_words(c_s)
         for j0 in range(0, n, NC):
             nc = min(NC, n - j0)
             for k0 in range(0, k, KC):
@@ -106,7 +115,9 @@ def multiply(
                                 for p in range(mr):
                                     for q in range(nr):
                                         at = row[i0 + i + p] + col[jc + q]
-                                        out[at] = (out[at] & keep_now) + tile_words[p * NR + q]
+                                        out[at] = (out[at] & np.uint64(keep_now)) + tile_words[
+                                            p * NR + q
+                                        ]
 
 
 @njit("void(i8,i8,i8,i8,i8,i8,i8,i8,i8,i8)", cache=True, nogil=True)
@@ -115,20 +126,21 @@ def multiply_vector(n, k, x, x_step, w, w_k, w_n, y, y_step, keep):
 
     x and y step by x_step and y_step words, w by w_k and w_n words along its two axes.
     """
-    vec, mat, out = words(x), words(w), words(y)
+    vec, mat, out = ring_words(x), ring_words(w), ring_words(y)
+    kept = np.uint64(keep)
     if w_k == 1 and w_n != 1:
         for j in range(n):
-            total = 0
+            total = np.uint64(0)
             if x_step == 1:
                 for t in range(k):
                     total += vec[t] * mat[j * w_n + t]
             else:
                 for t in range(k):
                     total += vec[t * x_step] * mat[j * w_n + t]
-            out[j * y_step] = (out[j * y_step] & keep) + total
+            out[j * y_step] = (out[j * y_step] & kept) + total
         return
     for j in range(n):
-        out[j * y_step] &= keep
+        out[j * y_step] &= kept
     if w_n == 1 and y_step == 1:
         for j0 in range(0, n, 1024):  # this much of y stays in the first cache
             width = min(1024, n - j0)

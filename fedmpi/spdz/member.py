@@ -21,6 +21,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint, Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import FedMPIError
 from fedmpi.spdz.stream import Stream, new_key
@@ -85,17 +86,41 @@ class Leave(Command, frozen=True):
     group: int
 
 
+class Count(msgspec.Struct):
+    """What a member has done in all calls of one operator.
+
+    Attributes:
+        calls: how many.
+        openings: values that it opened together with the others.
+        nbytes: that it sent to other members.
+    """
+
+    calls: int = 0
+    openings: int = 0
+    nbytes: int = 0
+
+
 class Member:
     """What parties and dealer have in common.
 
     Attributes:
         endpoint: this rank's end of the wire.
         ranks: of the parties, in order.
+        counts: of what was sent, by operator.
     """
 
     def __init__(self, endpoint: Endpoint, ranks: Sequence[int]) -> None:
         self.endpoint = endpoint
         self.ranks = tuple(ranks)
+        self.counts: dict[str, Count] = {}
+
+    def count(self, operator: str) -> Count:
+        """Where one more call of an operator is counted."""
+        found = self.counts.get(operator)
+        if found is None:
+            found = self.counts[operator] = Count()
+        found.calls += 1
+        return found
 
     def send(self, rank: int, channel: Channel, number: int, tensors: list[torch.Tensor]) -> None:
         """Sends what belongs to a call; the tensors must not change afterwards."""
@@ -246,6 +271,7 @@ def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
     party.agree_on_blinds()
     members()[command.group] = party
     ask_for_short_turns()
+    keep_memory()
 
 
 @handles(UseMaterial, always=True)
@@ -273,9 +299,12 @@ def _give_up(number: int, numbers: int, why: str) -> None:
 abandoned.append(_give_up)
 
 
+_decoder = msgspec.msgpack.Decoder(Opening | GivenUp)
+
+
 def _decode(frame: Frame) -> Opening | GivenUp:
     try:
-        message: Opening | GivenUp = msgspec.msgpack.decode(frame.message, type=Opening | GivenUp)
+        message: Opening | GivenUp = _decoder.decode(frame.message)
     except UNREADABLE as error:
         raise ProtocolError(f"rank {frame.source} sent no opening: {error}") from None
     return message

@@ -19,7 +19,7 @@ import torch
 from torch._ops import OpOverload
 
 from fedmpi.spdz import fixed_point
-from fedmpi.spdz.flat import flat
+from fedmpi.spdz.flat import all_bits, flat
 from fedmpi.spdz.member import Dealer, member
 from fedmpi.spdz.products import add_product, product, product_shape
 from fedmpi.spdz.truncation import deal_truncation, finish_truncation, share_dtype
@@ -49,6 +49,7 @@ def define(
         dealer: what the dealer computes, from its `DealerTurn` and these arguments.
     """
     name = _library.define(schema)
+    spoken = schema.partition("(")[0]
 
     def without_values(*arguments: Any) -> Any:
         return shape(*arguments[:-1])
@@ -57,14 +58,14 @@ def define(
         *operands, group = arguments
         me = member(group)
         if not isinstance(me, Dealer):
-            return party(PartyTurn(me, number), *operands)
-        turn = DealerTurn(me, number)
+            return party(PartyTurn(me, number, me.count(spoken)), *operands)
+        turn = DealerTurn(me, number, me.count(spoken))
         result = dealer(turn, *operands)
         turn.end()
         return result
 
     _library.impl(name, without_values, "Meta")
-    operator: OpOverload = getattr(torch.ops.fedmpi, schema.partition("(")[0]).default
+    operator: OpOverload = getattr(torch.ops.fedmpi, spoken).default
     add_operator(operator, kernel, numbered=True)
     return operator
 
@@ -206,7 +207,7 @@ def _add_products(
     if kind == "mul" and e.shape == f.shape and all(t.is_contiguous() for t in (e, a, f, b)):
         from fedmpi.spdz import share_kernels
 
-        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), -int(first), flat(z))
+        share_kernels.masked_product(flat(e), flat(a), flat(f), flat(b), all_bits(first), flat(z))
         return z
     add_product(z, kind, e, b + f if first else b, extra)
     return add_product(z, kind, a, f, extra)

@@ -12,9 +12,10 @@ what CrypTen and PySyft do.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from fedmpi.spdz.flat import flat
+from fedmpi.spdz.flat import all_bits, flat
 
 _LOW = 2**63 - 1
 
@@ -41,7 +42,7 @@ def deal_truncation(r: torch.Tensor, bits: int, v: torch.Tensor, w: torch.Tensor
     """
     from fedmpi.spdz import share_kernels
 
-    share_kernels.deal_truncation(flat(r), bits, flat(v), flat(w))
+    share_kernels.deal_truncation(flat(r), np.uint64(bits), flat(v), flat(w))
 
 
 def finish_truncation(
@@ -58,5 +59,5 @@ def finish_truncation(
     """
     from fedmpi.spdz import share_kernels
 
-    share_kernels.finish_truncation(flat(c), flat(v), flat(w), bits, -int(first))
+    share_kernels.finish_truncation(flat(c), flat(v), flat(w), np.uint64(bits), all_bits(first))
     return v

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fedmpi.comm.endpoint import Channel
-from fedmpi.spdz.member import DIRECT, Dealer, Party
+from fedmpi.spdz.member import DIRECT, Count, Dealer, Party
 from fedmpi.workers.worker import OWNER
 
 Shape = Sequence[int]
@@ -19,14 +19,16 @@ class PartyTurn:
     Args:
         party: who makes it.
         number: of the call.
+        count: takes in what it sends.
 
     Attributes:
         first: whether it is the first party, which adds what is public.
     """
 
-    def __init__(self, party: Party, number: int) -> None:
+    def __init__(self, party: Party, number: int, count: Count) -> None:
         self.party = party
         self.number = number
+        self.count = count
         self.first = party.first
         self._dealt: list[torch.Tensor] | None = None
 
@@ -60,6 +62,9 @@ class PartyTurn:
         party, number = self.party, self.number
         assert callable(combine)
         share = share.contiguous()
+        told = party.others if len(party.ranks) <= DIRECT or party.first else party.ranks[:1]
+        self.count.openings += 1
+        self.count.nbytes += share.nbytes * len(told)
         if len(party.ranks) <= DIRECT:
             for rank in party.others:
                 party.send(rank, Channel.OPENING, number, [share])
@@ -90,11 +95,13 @@ class DealerTurn:
     Args:
         dealer: who makes it.
         number: of the call.
+        count: takes in what it sends.
     """
 
-    def __init__(self, dealer: Dealer, number: int) -> None:
+    def __init__(self, dealer: Dealer, number: int, count: Count) -> None:
         self.dealer = dealer
         self.number = number
+        self.count = count
         self._corrections: list[torch.Tensor] = []
 
     def draw(self, shape: Shape, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -150,5 +157,7 @@ class DealerTurn:
         """Sends the last party what was dealt."""
         if self._corrections:
             last = self.dealer.ranks[-1]
-            self.dealer.bytes_ahead += sum(tensor.nbytes for tensor in self._corrections)
+            nbytes = sum(tensor.nbytes for tensor in self._corrections)
+            self.count.nbytes += nbytes
+            self.dealer.bytes_ahead += nbytes
             self.dealer.send(last, Channel.DEALING, self.number, self._corrections)

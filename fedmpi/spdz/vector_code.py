@@ -51,6 +51,16 @@ def words(typing_context: Any, address: Any) -> Any:
     return types.CPointer(types.int64)(types.int64), code
 
 
+@intrinsic
+def ring_words(typing_context: Any, address: Any) -> Any:
+    """As `words`, of uint64: numba lets LLVM suppose that sums of signed words do not wrap."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], _I64.as_pointer())
+
+    return types.CPointer(types.uint64)(types.int64), code
+
+
 def _copy(width: int) -> Any:
     """An intrinsic that copies so many words as one vector.
 

@@ -107,12 +107,13 @@ def _draw_metric(axes: Axes, metrics: Sequence[RoundMetrics]) -> None:
 
 def _draw_losses(axes: Axes, metrics: Sequence[RoundMetrics]) -> None:
     evaluated = [m for m in metrics if m.test_loss is not None]
+    told = [m for m in metrics if m.train_loss is not None]
     axes.plot(
-        [m.round for m in metrics],
-        [m.train_loss for m in metrics],
+        [m.round for m in told],
+        [m.train_loss for m in told if m.train_loss is not None],
         color=ORANGE,
         label="training",
-        **_line_style(metrics),
+        **_line_style(told),
     )
     axes.plot(
         [m.round for m in evaluated],

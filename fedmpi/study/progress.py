@@ -71,13 +71,14 @@ class Progress:
 def round_line(metrics: RoundMetrics, rounds: int) -> str:
     """A round in one line of fixed columns."""
     test_loss = "-" if metrics.test_loss is None else f"{metrics.test_loss:.3f}"
+    train_loss = "-" if metrics.train_loss is None else f"{metrics.train_loss:.3f}"
     share = metrics.phases.get("train", 0.0) / max(metrics.seconds, 1e-9)
     return "  ".join(
         (
             f"round {metrics.round:>{len(str(rounds))}}/{rounds}",
             f"{metrics.metric} {score(metrics.metric, metrics.test_metric):>6}",
             f"loss {test_loss:>5}",
-            f"train {metrics.train_loss:.3f}",
+            f"train {train_loss}",
             f"{duration(metrics.seconds):>7} (train {100 * share:.0f} %)",
             size(metrics.bytes_sent),
         )

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.config import Config
-from fedmpi.federated.job import Job, Observer
+from fedmpi.federated.job import Observer
 from fedmpi.federated.metrics import RoundMetrics
 from fedmpi.federated.model_file import save_model
+from fedmpi.federated.opened import opened
 from fedmpi.study.metrics_file import ClientsWriter, MetricsWriter
 from fedmpi.study.plot import curve
 from fedmpi.study.progress import Progress
@@ -29,28 +30,30 @@ def run(config: Config, crew: Crew, console: Console) -> RunFolder:
         FedMPIError: see `Job`, and what cannot be written.
     """
     RunFolder.refuse_existing(config)
-    job = Job(config, crew)
-    folder = RunFolder.create(job.config)
-    rounds: list[RoundMetrics] = []
-    with (
-        MetricsWriter(folder.metrics) as lines,
-        Progress(console, config.federated.rounds) as shown,
-    ):
+    with opened(config, crew) as job:
+        folder = RunFolder.create(job.config)
+        rounds: list[RoundMetrics] = []
+        with (
+            MetricsWriter(folder.metrics) as lines,
+            Progress(console, config.federated.rounds) as shown,
+        ):
 
-        def after_round(metrics: RoundMetrics) -> None:
-            rounds.append(metrics)
-            lines.write(metrics)
-            LAST_WORDS.keep(
-                f"rounds up to {metrics.round} of {config.federated.rounds} are in {folder.metrics}"
-            )
-            shown.round(metrics)
+            def after_round(metrics: RoundMetrics) -> None:
+                rounds.append(metrics)
+                lines.write(metrics)
+                LAST_WORDS.keep(
+                    f"rounds up to {metrics.round} of {config.federated.rounds} are in "
+                    f"{folder.metrics}"
+                )
+                shown.round(metrics)
 
-        if config.federated.evaluate_clients:
-            with ClientsWriter(folder.clients) as client_lines:
-                job.run(Observer(after_round, client_lines.write))
-        else:
-            job.run(Observer(after_round, lambda clients: None))
-    save_model(folder.model, job.model, job.config)
+            if config.federated.evaluate_clients:
+                with ClientsWriter(folder.clients) as client_lines:
+                    job.run(Observer(after_round, client_lines.write))
+            else:
+                job.run(Observer(after_round, lambda clients: None))
+    if config.secure.learns == "model":
+        save_model(folder.model, job.model, job.config)
     curve(rounds, folder.curve, folder.path.name)
     console.print(f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True)
     return folder

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedmpi.errors import DataError, UsageError
 from fedmpi.federated.metrics import PHASES, RoundMetrics
+from fedmpi.spdz.traffic import total
 from fedmpi.study import plot
 from fedmpi.study.metrics_file import read_metrics
 from fedmpi.study.run_folder import RunFolder
@@ -36,6 +37,8 @@ def report(folder: str | Path, console: Console) -> Path:
     metrics = _read(run)
     console.print(_rounds_table(metrics))
     console.print(_phases_table(metrics))
+    if any(m.traffic for m in metrics):
+        console.print(_traffic_table(metrics))
     console.print(summary_line(metrics, rounds=len(metrics)), highlight=False)
     idle = sum(m.idle_seconds for m in metrics)
     if idle:
@@ -85,7 +88,7 @@ def _rounds_table(metrics: Sequence[RoundMetrics]) -> Table:
             str(m.clients),
             score(m.metric, m.test_metric),
             "-" if m.test_loss is None else f"{m.test_loss:.4f}",
-            f"{m.train_loss:.4f}",
+            "-" if m.train_loss is None else f"{m.train_loss:.4f}",
             duration(m.seconds),
             size(m.bytes_sent),
             style="bold" if m is best else None,
@@ -110,12 +113,35 @@ def _phases_table(metrics: Sequence[RoundMetrics]) -> Table:
     return table
 
 
+def _traffic_table(metrics: Sequence[RoundMetrics]) -> Table:
+    """What parties and dealer sent, by operator; each opening waits for the one before it."""
+    table = _table("Secure computation", "operator", "calls", "openings", "between parties")
+    table.add_column("from the dealer", justify="right")
+    parts = [t for m in metrics for t in m.traffic]
+    sums = [
+        total([t for t in parts if t.operator == name], name)
+        for name in {t.operator for t in parts}
+    ]
+    sums.sort(key=lambda t: -t.party_bytes - t.dealer_bytes)
+    for t in (*sums, total(parts, "all")):
+        if t.operator == "all":
+            table.add_section()
+        table.add_row(
+            t.operator,
+            f"{t.calls:,}",
+            f"{t.openings:,}",
+            size(t.party_bytes),
+            size(t.dealer_bytes),
+        )
+    return table
+
+
 def _table(title: str, first: str, *numbers: str) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(first, justify="left" if first == "phase" else "right")
+    table.add_column(first, justify="right" if first == "round" else "left")
     for name in numbers:
         table.add_column(name, justify="right")
     return table
