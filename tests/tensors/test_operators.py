@@ -437,8 +437,8 @@ def test_a_tensor_is_made_on_a_worker_from_numbers_alone(
 ) -> None:
     def make() -> torch.Tensor:
         torch.manual_seed(1)
-        known, walked = known_call(operator, MADE[operator], {}, PointerTensor)
-        return issue(worker.link, known, [], walked.numbers).get()
+        known, _, numbers = known_call(operator, MADE[operator], {}, PointerTensor)
+        return issue(worker.link, known, [], numbers).get()
 
     here, there = operator(*MADE[operator]), make()
     assert of_a_kind(here, there)
