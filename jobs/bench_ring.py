@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedmpi.spdz import ring
+from fedmpi.spdz.ring import matmul as ring
 from fedmpi.spdz.stream import Stream, new_key
 
 SQUARES = (64, 128, 256, 512, 1024)

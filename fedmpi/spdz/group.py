@@ -18,10 +18,10 @@ from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
 from fedmpi.errors import RemoteError, UsageError
-from fedmpi.spdz import operators
 from fedmpi.spdz.material import Material
 from fedmpi.spdz.member import Dealer, Join, members
 from fedmpi.spdz.owned import Split, TakeShare
+from fedmpi.spdz.protocols import operators
 from fedmpi.spdz.revealed import Reveal, RevealTo, TakeSum
 from fedmpi.spdz.stream import new_key
 from fedmpi.tensors.link import Learnt, Link, Remote

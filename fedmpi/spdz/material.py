@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 import torch
 
-import fedmpi.spdz.comparison  # noqa: F401 - the plan names its operators
+import fedmpi.spdz.protocols.comparison  # noqa: F401 - the plan names its operators
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import DTYPES, as_bytes
 from fedmpi.data.files import reading

@@ -263,7 +263,7 @@ def member(group: int) -> Party | Dealer:
 def join(worker: Worker, command: Join, tensors: list[torch.Tensor]) -> None:
     """From here on this worker is one of the parties."""
     # The operators that the parties will call: other jobs do not wait for them at their start.
-    import fedmpi.spdz.table  # noqa: F401
+    import fedmpi.spdz.table.everything  # noqa: F401
 
     if worker.rank not in command.ranks or OWNER in command.ranks or len(command.ranks) < 2:
         raise ProtocolError(f"rank {worker.rank} cannot join parties {command.ranks}")

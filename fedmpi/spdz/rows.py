@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedmpi.spdz.lift import lift, secret_of
+from fedmpi.spdz.table.lift import lift, secret_of
 from fedmpi.tensors.pointer import PointerTensor, call
 from fedmpi.tensors.shared import SharedTensor
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedmpi.spdz import comparison, operators
 from fedmpi.spdz.fixed_point import decode
 from fedmpi.spdz.group import Group
+from fedmpi.spdz.protocols import comparison, operators
 from fedmpi.tensors.pointer import HasLink, PointerTensor, call
 
 View = Callable[[PointerTensor], PointerTensor]

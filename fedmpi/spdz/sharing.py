@@ -8,12 +8,12 @@ from typing import TypeVar, overload
 import torch
 from torch import nn
 
-import fedmpi.spdz.table  # noqa: F401 - operators on shared tensors
+import fedmpi.spdz.table.everything  # noqa: F401 - operators on shared tensors
 from fedmpi.errors import UsageError
 from fedmpi.spdz.fixed_point import BITS, MOST_BITS, encode
 from fedmpi.spdz.group import Group, group_of_workers
-from fedmpi.spdz.lift import bits_of, lift
 from fedmpi.spdz.secret import Secret
+from fedmpi.spdz.table.lift import bits_of, lift
 from fedmpi.tensors.modules import with_tensors
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.remote_worker import RemoteWorker

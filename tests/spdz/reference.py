@@ -1,7 +1,7 @@
 """The sign protocol on words, as plain as it can be written: n parties, all in one place.
 
 Six levels of ANDs with Beaver triples, on words in bit-reversed order; nothing is precomputed,
-packed or fused. What it opens is what the formulas of `fedmpi.spdz.bits` open.
+packed or fused. What it opens is what the formulas of `fedmpi.spdz.protocols.bits` open.
 """
 
 from __future__ import annotations

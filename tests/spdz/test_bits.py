@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedmpi.spdz import bits
+from fedmpi.spdz.protocols import bits
 from fedmpi.spdz.stream import Stream, new_key
 from tests.spdz.reference import (
     reveal,

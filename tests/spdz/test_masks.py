@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import fedmpi
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sharing import share
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.spdz.cases import numbers
 

@@ -14,8 +14,8 @@ import torch
 
 import fedmpi
 from fedmpi.errors import RemoteError, UsageError
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sharing import share
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.spdz.turn import DealerTurn
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.comm.worlds import World

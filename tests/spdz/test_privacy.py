@@ -12,8 +12,8 @@ import torch
 import fedmpi
 from fedmpi.comm.endpoint import Channel
 from fedmpi.errors import RemoteError
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sharing import share
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.link import Remote
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.remote_worker import RemoteWorker

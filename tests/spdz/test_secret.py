@@ -10,8 +10,8 @@ from torch import nn
 
 import fedmpi
 from fedmpi.comm.endpoint import Channel
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sharing import share
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.spdz.transcripts import recorded
 

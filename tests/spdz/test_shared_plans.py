@@ -14,8 +14,8 @@ from torch import nn
 import fedmpi
 from fedmpi.comm.endpoint import Channel
 from fedmpi.errors import UsageError
-from fedmpi.spdz.lift import secret_of
 from fedmpi.spdz.sharing import share
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.comm.worlds import World
 from tests.spdz.transcripts import recorded, related

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fedmpi
-from fedmpi.spdz.lift import secret_of
+from fedmpi.spdz.protocols.truncation import deal_truncation, finish_truncation, share_dtype
 from fedmpi.spdz.sharing import share
-from fedmpi.spdz.truncation import deal_truncation, finish_truncation, share_dtype
+from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
 
 Tensor = torch.Tensor

@@ -1,0 +1,1 @@
+"""What parties and dealer do together: the operators of `fedmpi::`, their formulas and kernels."""
