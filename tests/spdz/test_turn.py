@@ -33,7 +33,7 @@ def test_draws_and_deals_fit_together(world: World, number: int) -> None:
     def scenario(transport: Transport) -> list[Tensor] | None:
         me = member(transport)
         if isinstance(me, Dealer):
-            turn = DealerTurn(me, number)
+            turn = DealerTurn(me, number, me.count("test"))
             drawn = turn.draw([N])
             turn.deal(value)
             turn.deal(short)
@@ -42,7 +42,7 @@ def test_draws_and_deals_fit_together(world: World, number: int) -> None:
             turn.end()
             me.endpoint.flush()
             return [drawn, bits]
-        part = PartyTurn(me, number)
+        part = PartyTurn(me, number, me.count("test"))
         mine = [
             part.draw([N]), part.dealt([N]), part.dealt([N], torch.int16),
             part.dealt_bits([N]), part.draw([N]),
@@ -72,7 +72,7 @@ def test_who_hears_what_in_an_opening(world: World) -> None:
         told: list[int] = []
         send = me.send
         me.send = lambda rank, *rest: (told.append(rank), send(rank, *rest))[1]  # type: ignore
-        total = PartyTurn(me, 1).open(torch.full((N,), transport.rank))
+        total = PartyTurn(me, 1, me.count("test")).open(torch.full((N,), transport.rank))
         assert torch.equal(total, torch.full((N,), sum(me.ranks)))
         everybody = len(me.ranks) <= DIRECT or me.first
         assert told == (me.others if everybody else [1])
