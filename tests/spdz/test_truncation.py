@@ -73,15 +73,15 @@ def test_by_the_parties_themselves(parties: int) -> None:
 def products(workers: Sequence[RemoteWorker], n: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     size = 2.0 ** torch.randint(-8, 15, (n,), generator=g)
-    a = (torch.rand(n, generator=g, dtype=torch.float64) * 2 - 1) * size
-    b = (torch.rand(n, generator=g, dtype=torch.float64) * 2 - 1) * size
-    a, b = ((t * 2**16).round() / 2**16 for t in (a, b))
-    found = (share(a, *workers) * share(b, *workers)).reveal()  # type: ignore[attr-defined]
-    unit = 2.0**-16
-    floor = torch.floor(a * b / unit) * unit
-    error = (found - floor) / unit
-    assert 0 <= float(error.min())
-    assert float(error.max()) <= 1
+    # In whole units: a product has up to 60 bits, more than a float64 holds.
+    a, b = (
+        ((torch.rand(n, generator=g, dtype=torch.float64) * 2 - 1) * size * 2**16).round()
+        for _ in range(2)
+    )
+    factors = (share(t / 2**16, *workers) for t in (a, b))
+    found = (next(factors) * next(factors)).reveal()  # type: ignore[attr-defined]
+    error = (found * 2**16).long() - ((a.long() * b.long()) >> 16)
+    assert set(error.unique().tolist()) <= {0, 1}
 
 
 @pytest.mark.parametrize("parties", [2, 3])
