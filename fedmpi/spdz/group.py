@@ -267,15 +267,33 @@ class Group:
         source = pointer.remote.link
         if source.crew is not self.crew:
             raise UsageError(f"{pointer!r} belongs to another job than ranks {self.rank}")
+        return self._split(source, pointer.remote.key, pointer.shape, bits)
+
+    def share_again(self, shares: PointerTensor, source: Group) -> PointerTensor:
+        """Shares, among these parties, of what other parties share: each shares its share.
+
+        Args:
+            shares: on the other parties.
+            source: the other parties.
+        """
+        key = source._key_of(shares)
+        first, *others = (self._split(link, key, shares.shape, 0, True) for link in source.links)
+        for part in others:
+            first = call(torch.ops.aten.add.Tensor, (first, part), {})
+        return first
+
+    def _split(
+        self, source: Link, key: int, shape: Sequence[int], bits: int, again: bool = False
+    ) -> PointerTensor:
         remote = self.make()
-        source.tell(Split(pointer.remote.key, self.ranks, remote.key, bits))
+        source.tell(Split(key, self.ranks, remote.key, bits, again))
         for link in self.links:
             if link is not source:
                 link.tell(TakeShare(remote.key, source.rank))
             source.beside.add(link)
-        made = point(remote, torch.empty(pointer.shape, dtype=torch.int64, device="meta"))
-        self._dealt[remote.key] = torch.empty(pointer.shape, dtype=torch.int64, device="meta")
-        return made
+        nothing = torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+        self._dealt[remote.key] = nothing
+        return point(remote, nothing)
 
     def gather(self, shares: PointerTensor, target: Link) -> PointerTensor:
         """The sum of all shares on one worker, int64; nobody else sees it."""

@@ -30,12 +30,14 @@ class Split(Command, frozen=True):
         parties: ranks.
         share: id of the shares, on all parties.
         bits: fractional bits.
+        again: the object is a share already, which becomes a secret of the parties' own.
     """
 
     key: int
     parties: list[int]
     share: int
     bits: int
+    again: bool = False
 
 
 class TakeShare(Command, frozen=True):
@@ -69,9 +71,10 @@ def split(worker: Worker, command: Split, tensors: list[torch.Tensor]) -> None:
     try:
         values = objects.tensor(command.key)
         private = objects.is_private(command.key)
-        if objects.is_shared(command.key):
-            raise Refused(f"object {command.key} of rank {worker.rank} is a share already")
-        rest = encode(values, command.bits).contiguous()
+        if objects.is_shared(command.key) != command.again:
+            is_one = "no share" if command.again else "a share already"
+            raise Refused(f"object {command.key} of rank {worker.rank} is {is_one}")
+        rest = (values if command.again else encode(values, command.bits)).contiguous()
     except Exception as error:
         why = error.why if isinstance(error, NoSuchObject) else str(error)
         if private:

@@ -196,6 +196,10 @@ class Secret:
         total = self.group.reveal(self.share)
         return decode(total, self.bits) if self.bits else total
 
+    def refreshed(self) -> Secret:
+        """The same value in other shares."""
+        return self.new(self.operate(operators.refresh, self.share))
+
     def reveal_to(self, worker: HasLink) -> torch.Tensor:
         """The value on one worker, which alone sees it."""
         total = self.group.gather(self.share, worker.link)

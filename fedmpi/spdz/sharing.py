@@ -38,8 +38,10 @@ def share(
 
     Args:
         what: values that are here; a pointer to a worker's data, which that worker then shares
-            without anybody else seeing it; several of these, which are joined; or a module. The
-            result of a module is a copy of it whose parameters and buffers are shared.
+            without anybody else seeing it; what is shared already, among these or other workers,
+            and gets other shares, with its own fractional bits; several of these, which are
+            joined; or a module. The result of a module is a copy of it whose parameters and
+            buffers are shared.
         workers: the parties, at least two.
         bits: fractional bits of the fixed-point representation.
         dim: along which several tensors are joined: 0 if each worker contributes rows.
@@ -73,7 +75,13 @@ def share(
 
 def _share(tensor: torch.Tensor, group: Group, bits: int) -> SharedTensor:
     if isinstance(tensor, SharedTensor):
-        raise UsageError(f"{tensor!r} is shared already: refresh() gives it other shares")
+        secret: Secret = tensor.secret
+        if secret.group is group:
+            return tensor.refresh()
+        if secret.group.crew is not group.crew:
+            raise UsageError(f"{tensor!r} belongs to another job than ranks {group.rank}")
+        again = group.share_again(secret.share, secret.group)
+        return lift(Secret(again, secret.bits, group), tensor.dtype)
     scale = bits_of(tensor.dtype, bits)
     if isinstance(tensor, PointerTensor):
         shares = group.share_object(tensor, scale)

@@ -71,6 +71,10 @@ class SharedTensor(torch.Tensor):
         values: torch.Tensor = secret.reveal() if to is None else secret.reveal_to(to)
         return values.to(self.dtype).requires_grad_(self.requires_grad and self.is_leaf)
 
+    def refresh(self) -> SharedTensor:
+        """The same values in other shares; a leaf."""
+        return SharedTensor(self.secret.refreshed(), self.dtype)
+
     def get(self) -> torch.Tensor:
         """As `reveal`: the word that pointers have for it."""
         return self.reveal()

@@ -140,8 +140,28 @@ def test_a_modules_tensors(world: World) -> None:
             assert ours.requires_grad
             assert isinstance(ours, nn.Parameter)
             assert torch.allclose(ours.reveal(), theirs, atol=2**-16)  # type: ignore[attr-defined]
-        x = share(torch.ones(2), *workers)
-        with pytest.raises(UsageError, match="shared already"):
-            share(x, *workers)
 
     lead(world, program)
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_shared_again_among_the_same_and_among_others(parties: int) -> None:
+    x = torch.randn(3, 4)
+    with fedmpi.simulate(parties + 2) as workers:
+        shared = share(x, *workers[:parties], bits=20)
+        for among in (workers[:parties], workers[1 : parties + 1], workers[parties:]):
+            again = share(shared, *among)
+            torch.testing.assert_close(again.reveal(), x, atol=2.0**-19, rtol=0)
+            torch.testing.assert_close((2 * again).reveal(), 2 * x, atol=2.0**-18, rtol=0)
+        assert shared.refresh().secret.share.remote.key != shared.secret.share.remote.key
+        torch.testing.assert_close(shared.refresh().reveal(), x, atol=2.0**-19, rtol=0)
+        module = share(share(torch.nn.Linear(4, 2), *workers[:2]), *workers[-2:])
+        assert module.weight.secret.group.ranks == [parties + 1, parties + 2]
+
+
+def test_private_rows_shared_again_stay_private() -> None:
+    with fedmpi.simulate(4) as (alice, bob, carol, dave):
+        private = share(alice.send(torch.ones(2), private=True), alice, bob)
+        again = share(private, carol, dave)
+        with pytest.raises(RemoteError, match="private"):
+            again.reveal()
