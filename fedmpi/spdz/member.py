@@ -3,8 +3,8 @@
 All of them make the same calls in the same order. What an operator of `fedmpi::` does
 depends on who makes it: a party computes with its shares and exchanges masked values with
 the other parties; the dealer, on rank 0, knows the masks and nothing else, and sends the
-last party what its share of correlated randomness has to be (`../shared/spdz.md` calls it
-the correction). No party ever asks for anything.
+last party what its share of correlated randomness has to be: the correction. No party ever
+asks for anything.
 
 A call is known by its number, which is the same for all. Who cannot make a call says so to those
 who may wait for it. So whoever waits for a call's frame from another member gets it, or hears that
