@@ -22,6 +22,10 @@ class DataError(UsageError):
     """A file that is missing, damaged, foreign, or not what the job needs."""
 
 
+class SpoiledError(FedMPIError):
+    """Updates that cannot be used, and a job that is to stop at that: training diverged."""
+
+
 class RemoteError(FedMPIError):
     """The first error of a worker, raised at the owner's next wait.
 

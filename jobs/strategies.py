@@ -19,6 +19,7 @@ import statistics
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmpi.config import ComputeConfig, Config, DataConfig, FederatedConfig, StrategyConfig
+from fedmpi.errors import SpoiledError
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
 from fedmpi.workers.in_process import in_process_crew
@@ -86,8 +88,11 @@ def play(run: Run, data: DataConfig, federated: dict[str, object], model: str) -
     seen: list[RoundMetrics] = []
     begun = time.perf_counter()
     with in_process_crew(1) as crew:
-        Job(config, crew).run(Observer(seen.append, lambda clients: None))
-    accuracies = [m.test_metric or 0.0 for m in seen]
+        job = Job(config, crew)
+        # A choice of options may diverge: it has then not reached the target.
+        with suppress(SpoiledError):
+            job.run(Observer(seen.append, lambda clients: None))
+    accuracies = [m.test_metric or 0.0 for m in seen] or [0.0]
     reached = accuracies[-1] >= config.federated.target_accuracy
     return Run(
         run.strategy,

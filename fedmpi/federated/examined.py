@@ -75,7 +75,7 @@ class Examined(Averaging):
     def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
         self._number = number
         clients = sorted(cohort)
-        weights, self._scale = self.strategy.weights(self._cohort(clients))
+        weights = self.strategy.weights(self._cohort(clients))
         self._weight_of = dict(zip(clients, weights, strict=True))
         of_rank = self._by_rank(clients)
         self._route = self.broadcast(sorted(of_rank), self.strategy.sends())
@@ -105,8 +105,6 @@ class Examined(Averaging):
         update = self._combined(clients) if self.rule.by_coordinate else self._summed(among)
         update = self.rule.finish(update)
         self._settle()
-        if self._scale != 1.0:
-            update.mul_(self._scale)
         self.findings |= self.rule.findings()
         self.strategy.apply(Mean(update.to(self.state.vectors[0].device), among))
 

@@ -18,7 +18,7 @@ import torch
 
 from fedmpi.comm.collective import broadcast
 from fedmpi.config import Config
-from fedmpi.errors import FedMPIError, UsageError
+from fedmpi.errors import FedMPIError, SpoiledError, UsageError
 from fedmpi.federated.aggregation import Asked, aggregation_of
 from fedmpi.federated.commands import MODEL, Hop, Report, Reported, Train
 from fedmpi.federated.device import wire_memory
@@ -126,7 +126,8 @@ class Rounds(ABC):
 
         Raises:
             RemoteError: a worker failed.
-            FedMPIError: an update cannot be used and the job is to stop at that, or none can.
+            SpoiledError: an update cannot be used and the job is to stop at that, or none can.
+            FedMPIError: all clients dropped out.
         """
         clock = time.perf_counter
         begun = clock()
@@ -220,7 +221,8 @@ class Rounds(ABC):
         """Rows in the new model, and the clients left out; those that dropped out are a finding.
 
         Raises:
-            FedMPIError: a client was left out and the job is to stop at that, or nobody is left.
+            SpoiledError: a client was left out and the job is to stop at that, or nobody is left.
+            FedMPIError: all clients dropped out.
         """
         excluded = [
             Excluded(one.client, rank, one.reason)
@@ -234,7 +236,7 @@ class Rounds(ABC):
         left_out = {e.client for e in excluded} | set(dropped)
         included = sum(self.home.rows[c] for c in cohort if c not in left_out)
         if excluded and (not included or self.config.federated.on_bad_update == "stop"):
-            raise FedMPIError(_spoiled(self.config, number, excluded, included))
+            raise SpoiledError(_spoiled(self.config, number, excluded, included))
         if not included:
             raise FedMPIError(
                 f"round {number}: all {len(cohort)} clients dropped out: lower dropout "
@@ -262,11 +264,11 @@ class Averaging(Rounds):
 
     def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
         clients = sorted(cohort)
-        weights, self._scale = self.strategy.weights(self._cohort(clients))
+        weights = self.strategy.weights(self._cohort(clients))
         self._parts = {UPDATE: self.state.numel} | self.strategy.parts()
         terms = Terms()
         if self.privacy:
-            weights, self._scale = [self.privacy.weight] * len(clients), 1.0
+            weights = [self.privacy.weight] * len(clients)
             self._parts |= self.privacy.parts()
             terms = self.privacy.terms(len(clients))
         self._number = number
@@ -296,8 +298,6 @@ class Averaging(Rounds):
             self._protect(self._number, total, len(cohort), len(self._weight_of))
         elif len(cohort) < len(self._weight_of):
             total.div_(sum(self._weight_of[c] for c in cohort))
-        if self._scale != 1.0:
-            total.mul_(self._scale)
         update, *parts = total.split(list(self._parts.values()))
         names = list(self._parts)[1:]
         self.strategy.apply(

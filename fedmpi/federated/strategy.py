@@ -89,10 +89,10 @@ class Strategy:
         self.memory[name] = torch.full((size,), value, dtype=torch.float64, device=device)
         return self.memory[name]
 
-    def weights(self, cohort: Cohort) -> tuple[list[float], float]:
-        """The weight of each client, adding up to 1, and the factor on the weighted sum."""
+    def weights(self, cohort: Cohort) -> list[float]:
+        """The weight of each client, adding up to 1."""
         rows = sum(cohort.rows)
-        return [n / rows for n in cohort.rows], 1.0
+        return [n / rows for n in cohort.rows]
 
     def parts(self) -> dict[str, int]:
         """Names and lengths of what clients send beside the update of the state."""

@@ -16,11 +16,11 @@ class FedNova(Strategy):
     could not bear: they follow the mean.
     """
 
-    def weights(self, cohort: Cohort) -> tuple[list[float], float]:
+    def weights(self, cohort: Cohort) -> list[float]:
         """p_k / tau_k, made to add up to 1."""
         rates = [n / steps for n, steps in zip(cohort.rows, cohort.steps, strict=True)]
         total = sum(rates)
-        return [rate / total for rate in rates], 1.0
+        return [rate / total for rate in rates]
 
     def apply(self, mean: Mean) -> None:
         """The factor is that of the clients in the mean, whoever has been left out."""

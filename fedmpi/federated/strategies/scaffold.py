@@ -74,9 +74,9 @@ class Scaffold(Strategy):
         trained = sum(t.numel() for t in state.trained_in(state.vectors))
         self._c = self.remember(CONTROL, length=trained)
 
-    def weights(self, cohort: Cohort) -> tuple[list[float], float]:
+    def weights(self, cohort: Cohort) -> list[float]:
         """All alike, as in the paper."""
-        return [1 / len(cohort.clients)] * len(cohort.clients), 1.0
+        return [1 / len(cohort.clients)] * len(cohort.clients)
 
     def parts(self) -> dict[str, int]:
         return {CONTROL: self._c.numel()}
