@@ -39,6 +39,14 @@ def is_examined(config: Config) -> bool:
     return defended or config.attack.kind in COLLUDING
 
 
+def _reason(config: Config) -> str:
+    """The option for which the owner looks at updates."""
+    federated = config.federated
+    if federated.robust.kind != "none":
+        return f"robust.kind = {federated.robust.kind!r}"
+    return "detect.score" if federated.detect.score else f"attack.kind = {config.attack.kind!r}"
+
+
 class Examined(Averaging):
     """As `Averaging`, with a rule in place of the weighted mean.
 
@@ -54,8 +62,7 @@ class Examined(Averaging):
         federated.robust.require_clients(cohort_size(len(home.rows), federated.fraction))
         if self.strategy.parts():
             raise UsageError(
-                f"strategy.kind = {federated.strategy.kind!r} with robust.kind = "
-                f"{federated.robust.kind!r} and detect.score = {federated.detect.score}: what its "
+                f"strategy.kind = {federated.strategy.kind!r} with {_reason(config)}: what its "
                 "clients send beside their updates would not be looked at; leave one of them out"
             )
         self.rule = rule_of(config)

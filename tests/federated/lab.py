@@ -26,6 +26,8 @@ from tests.comm.worlds import byte_view
 from tests.federated.reference import Rows
 
 DIGITS = Recipe(source="digits", clients=14, partition="dirichlet", alpha=1.0)
+BAD = 2
+"""The client of `spoiled` whose rows no training survives."""
 QUICK: dict[str, Any] = {"rounds": 2, "epochs": 2, "fraction": 0.6, "lr": 0.1, "lr_decay": 0.9}
 
 

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedmpi.config import Config, Recipe
 from fedmpi.errors import FedMPIError
 from fedmpi.federated.metrics import Excluded
 from tests.federated import reference
-from tests.federated.lab import Known, bits, config_of, furthest, known, play_alone
-
-BAD = 2
-
-
-@pytest.fixture
-def spoiled(tmp_path: Path) -> Recipe:
-    """Five clients by name, of which client 2 holds values that no training survives."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 6)).astype(np.float32)
-    site = np.arange(200) % 5
-    x[site == BAD] *= 1e20
-    np.savez(tmp_path / "spoiled.npz", x=x, y=np.arange(200) % 3, site=site)
-    source = str(tmp_path / "spoiled.npz")
-    return Recipe(source=source, partition="natural", by="site", normalise="none")
+from tests.federated.lab import BAD, Known, bits, config_of, furthest, known, play_alone
 
 
 def config_for(spoiled: Recipe, folder: Path, workers: int = 3, **how) -> Config:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import torch
 
@@ -31,7 +30,7 @@ from fedmpi.workers.in_process import in_process_crew
 from fedmpi.workers.vectors import Route
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import World
-from tests.federated.lab import config_of, furthest, play, play_alone
+from tests.federated.lab import BAD, config_of, furthest, play, play_alone
 from tests.launch import ROOT
 from tests.spdz.transcripts import recorded
 
@@ -177,19 +176,13 @@ def test_counters_and_other_dtypes(tmp_path: Path, model: str) -> None:
     assert furthest(played.model, expected.model) < 1e-2 if model == "mixed" else 1e-5
 
 
-def test_a_client_that_is_left_out(tmp_path: Path) -> None:
+def test_a_client_that_is_left_out(tmp_path: Path, spoiled: Recipe) -> None:
     """As in the clear: its worker leaves it out of what it encrypts."""
-    drawn = np.random.default_rng(0)
-    x, site = drawn.normal(size=(200, 6)).astype(np.float32), np.arange(200) % 5
-    x[site == 2] *= 1e20
-    np.savez(tmp_path / "spoiled.npz", x=x, y=np.arange(200) % 3, site=site)
-    source = str(tmp_path / "spoiled.npz")
-    recipe = Recipe(source=source, partition="natural", by="site", normalise="none")
-    clear = config_of(tmp_path, 3, recipe, fraction=1.0, mode="scatter")
+    clear = config_of(tmp_path, 3, spoiled, fraction=1.0, mode="scatter")
     secure = AggregationConfig(kind="ckks", **QUICK)
     config = replace(clear, federated=replace(clear.federated, secure=secure))
     played, expected = play_alone(config, 3), play_alone(clear, 3)
-    assert [[e.client for e in m.excluded] for m in played.rounds] == [[2], [2]]
+    assert [[e.client for e in m.excluded] for m in played.rounds] == [[BAD], [BAD]]
     assert [m.excluded for m in played.rounds] == [m.excluded for m in expected.rounds]
     assert furthest(played.model, expected.model) < 1e-6
 
