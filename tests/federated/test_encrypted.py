@@ -238,5 +238,5 @@ def test_an_mlp_learns_digits_as_well_as_in_the_clear(tmp_path: Path) -> None:
     config = config_of(tmp_path, recipe, rounds=5, **how)
     _, rounds = play(config)
     _, clear = play(in_the_clear(config))
-    assert clear[-1].test_metric > 0.94
+    assert clear[-1].test_metric > 0.93
     assert rounds[-1].test_metric == pytest.approx(clear[-1].test_metric, abs=0.01)
