@@ -117,6 +117,7 @@ def _obey(endpoint: Endpoint) -> int:
         import fedmpi.study.info
         import fedmpi.workers.load_shard
         import fedmpi.workers.operate
+        import fedmpi.workers.seal
         import fedmpi.workers.shards  # noqa: F401
         from fedmpi.workers.worker import Worker
 

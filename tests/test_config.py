@@ -231,6 +231,7 @@ def test_every_option_with_a_range_is_tested_above() -> None:
     """Not tested: words of any kind and switches."""
     tested = {PREFIXED.get(cls, "") + key for cls, key, _ in REFUSED}
     free = {"out", "root", "download", "by", "path", "verify", "evaluate_clients"}
+    free |= {"secure_transport", "key_file"}
     free |= {"optimizer", "clear", "detect.score", "detect.exclude", "detect.root_loss"}
     branches = [*BRANCHES, *PREFIXED]
     every = {
@@ -240,6 +241,12 @@ def test_every_option_with_a_range_is_tested_above() -> None:
         if not is_branch(cls, f.name)
     }
     assert tested | free == every
+
+
+def test_a_key_file_for_messages_that_are_not_sealed() -> None:
+    with pytest.raises(UsageError, match="key_file = 'k' without secure_transport: add --secure"):
+        CommConfig(key_file="k")
+    assert CommConfig(secure_transport=True, key_file="k").key_file == "k"
 
 
 def test_options_that_contradict() -> None:

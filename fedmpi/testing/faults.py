@@ -195,8 +195,8 @@ def _watch_wire(kind: type[Transport], faults: Faults) -> None:
 
         return _spoiled(send, data, faults.of_next_message(transport.rank), _other_tensor)
 
-    kind.send_note = send_note  # type: ignore[method-assign]
-    kind.send_buffer = send_buffer  # type: ignore[method-assign]
+    kind.send_note = send_note  # type: ignore[method-assign, assignment]
+    kind.send_buffer = send_buffer  # type: ignore[method-assign, assignment]
 
 
 def _spoiled(send: Callable[[T], Pending], data: T, how: str, other: Callable[[T], T]) -> Pending:
