@@ -174,7 +174,7 @@ def _watch_owner(faults: Faults) -> None:
         faults.reach(OWNER, "evaluate")
         return evaluate(*arguments, **keywords)
 
-    Crew.tell = told  # type: ignore[method-assign]
+    Crew.tell = told  # type: ignore[method-assign, assignment]
     job.evaluate = evaluated
 
 
