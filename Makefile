@@ -140,6 +140,14 @@ detection: $(VENV)/.run ## how well detection finds attackers, every attack; a f
 defences: $(VENV)/.run ## accuracy of every defence under every attack, about ten minutes; ARGS="--out FILE"
 	python jobs/defences.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.test ## damaged frames and files by the ten thousand, about half an hour; ARGS="--inputs 1000"
+	python -m tests.fuzz $(ARGS)
+
+.PHONY: torture
+torture: $(VENV)/.test $(OPENMPI)/.made ## 200 runs with faults at random points, twenty minutes; ARGS="--runs 20"
+	python -m tests.torture $(ARGS)
+
 .PHONY: mcmahan
 mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER
 	@test -n "$(ROOT)" || { echo 'name the folder with the IDX files of MNIST: make mcmahan ROOT=DIR' >&2; exit 1; }

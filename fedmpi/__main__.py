@@ -45,6 +45,7 @@ def _alone() -> int:
     def lead() -> int:
         from fedmpi import cli
 
+        _ask_for_faults()
         cli.main(sys.argv[1:], None, "")
         return 0
 
@@ -64,6 +65,7 @@ def _launched(launch: Launch) -> int:
         from fedmpi.comm.mpi import MpiTransport
         from fedmpi.comm.time_slice import ask_for_long_turns
 
+        _ask_for_faults()
         transport = MpiTransport(launch)
         if transport.ranks_on_node > transport.cores_on_node:
             ask_for_long_turns()
@@ -72,6 +74,14 @@ def _launched(launch: Launch) -> int:
         return _lead(Endpoint(transport), launch)
 
     return _status_of(take_part, launch.rank)
+
+
+def _ask_for_faults() -> None:
+    """In a job that is to go wrong on purpose, as `fedmpi.testing.faults` has it."""
+    if "FEDMPI_FAULTS" in os.environ:
+        from fedmpi.testing.faults import install
+
+        install()
 
 
 def _lead(endpoint: Endpoint, launch: Launch) -> int:
@@ -107,6 +117,7 @@ def _obey(endpoint: Endpoint) -> int:
         import fedmpi.study.info
         import fedmpi.workers.load_shard
         import fedmpi.workers.operate
+        import fedmpi.workers.seal
         import fedmpi.workers.shards  # noqa: F401
         from fedmpi.workers.worker import Worker
 

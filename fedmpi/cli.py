@@ -111,6 +111,10 @@ class ExecOptions:
     """The workers keep their shards, and what is computed from them, to themselves."""
     threads: int = 1
     """PyTorch threads of each rank; part of the result's bits, hence never chosen by itself."""
+    secure_transport: bool = False
+    """Seal every message by AES-GCM, for fabrics that are shared with others."""
+    key_file: str = ""
+    """Its secret, on every node; empty: a new one in the owner's home, which all nodes share."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,11 @@ def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
         raise UsageError("--private without --data: name the shards that are to be private")
     threads = ComputeConfig(threads=chosen.threads).threads  # refuses an absurd number
     auto = crew is not None or bool(chosen.data)
-    comm = CommConfig(workers=chosen.workers or ("auto" if auto else EXEC_WORKERS))
+    comm = CommConfig(
+        workers=chosen.workers or ("auto" if auto else EXEC_WORKERS),
+        secure_transport=chosen.secure_transport,
+        key_file=chosen.key_file,
+    )
     with _workers(comm, chosen.data, crew, launcher) as workers:
         from fedmpi.tensors.script import run_script
 
@@ -268,7 +276,14 @@ def _bench(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     print(f"drawn to {plot}")
 
 
-_EXEC_FLAGS = ("-h", "--help", "--private", "--no-private")
+_EXEC_FLAGS = (
+    "-h",
+    "--help",
+    "--private",
+    "--no-private",
+    "--secure-transport",
+    "--no-secure-transport",
+)
 
 
 Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
@@ -340,7 +355,18 @@ def _defaults(arguments: Sequence[str]) -> RunOptions:
 
 @contextmanager
 def _workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> Iterator[Crew]:
-    """The workers that a job asks for: the launch's ranks, or threads of this process."""
+    """The workers that a job asks for, their messages sealed if it asks for that too."""
+    with _idle_workers(comm, path, crew, launcher) as workers:
+        if comm.secure_transport:
+            from fedmpi.workers.seal import seal
+
+            seal(workers, comm.key_file)
+        yield workers
+
+
+@contextmanager
+def _idle_workers(comm: CommConfig, path: str, crew: Crew | None, launcher: str) -> Iterator[Crew]:
+    """The launch's ranks, or threads of this process."""
     wanted = comm.workers if comm.workers != "auto" else _workers_for(path)
     if crew is None:
         if comm.transport == "mpi":

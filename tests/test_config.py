@@ -231,6 +231,7 @@ def test_every_option_with_a_range_is_tested_above() -> None:
     """Not tested: words of any kind and switches."""
     tested = {PREFIXED.get(cls, "") + key for cls, key, _ in REFUSED}
     free = {"out", "root", "download", "by", "path", "verify", "evaluate_clients"}
+    free |= {"secure_transport", "key_file", "user_code"}
     free |= {"optimizer", "clear", "detect.score", "detect.exclude", "detect.root_loss"}
     branches = [*BRANCHES, *PREFIXED]
     every = {
@@ -240,6 +241,25 @@ def test_every_option_with_a_range_is_tested_above() -> None:
         if not is_branch(cls, f.name)
     }
     assert tested | free == every
+
+
+def test_a_key_file_for_messages_that_are_not_sealed() -> None:
+    with pytest.raises(UsageError, match="key_file = 'k' without secure_transport: add --secure"):
+        CommConfig(key_file="k")
+    assert CommConfig(secure_transport=True, key_file="k").key_file == "k"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"model": "own:good"},
+        {"federated": FederatedConfig(strategy=StrategyConfig("own:Mine"))},
+    ],
+)
+def test_code_of_ones_own_can_be_forbidden(how: dict[str, Any]) -> None:
+    assert Config(**how).user_code
+    with pytest.raises(UsageError, match="is code to import, which --no-user-code forbids"):
+        Config(**how, user_code=False)
 
 
 def test_options_that_contradict() -> None:
@@ -414,5 +434,6 @@ def test_the_tree_is_plain_data() -> None:
     """What travels in a command and stands in run records: no surprises in `asdict`."""
     flat = asdict(Config())
     assert set(flat) == {
-        "name", "out", "seed", "model", "data", "federated", "secure", "attack", "comm", "compute",
+        "name", "out", "seed", "model", "user_code", "data", "federated", "secure", "attack", "comm",
+        "compute",
     }  # fmt: skip

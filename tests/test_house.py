@@ -14,6 +14,7 @@ from tests.launch import ROOT
 
 ROOMS = (
     "__main__",
+    "testing",
     "cli",
     "study",
     "federated",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedmpi.config.checks import require, require_choice
+from fedmpi.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class CommConfig:
     """How the model goes out and the updates come in."""
     chunk_kib: int = 512
     """Size of the pieces in which large vectors travel down and up the tree."""
+    secure_transport: bool = False
+    """Seal every message by AES-GCM, for fabrics that are shared with others."""
+    key_file: str = ""
+    """Its secret, on every node; empty: a new one in the owner's home, which all nodes share."""
 
     def __post_init__(self) -> None:
         require_choice("transport", self.transport, Literal["auto", "mpi", "threads"])
@@ -31,6 +36,10 @@ class CommConfig:
             self.workers,
             "1 to 65,536 workers",
         )
+        if self.key_file and not self.secure_transport:
+            raise UsageError(
+                f"key_file = {self.key_file!r} without secure_transport: add --secure-transport"
+            )
         require(1 <= self.chunk_kib <= 2**20, "chunk_kib", self.chunk_kib, "1 to 1,048,576 KiB")
 
 

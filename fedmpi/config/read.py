@@ -83,7 +83,7 @@ def from_toml(path: str | Path) -> Config:
             table = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
     return from_mapping(table, str(path))
 

@@ -25,6 +25,7 @@ def refuse_together(config: Config) -> None:
     Raises:
         UsageError: names both options and the reason.
     """
+    _own_code(config)
     _scattered(config)
     _encrypted(config)
     _without_averages(config)
@@ -33,6 +34,15 @@ def refuse_together(config: Config) -> None:
     _colluding(config)
     _secure(config)
     _private(config)
+
+
+def _own_code(config: Config) -> None:
+    for what, name in (("model", config.model), ("strategy.kind", config.federated.strategy.kind)):
+        if ":" in name and not config.user_code:
+            raise UsageError(
+                f"{what} = {name!r} is code to import, which --no-user-code forbids: leave that out "
+                "if you trust it"
+            )
 
 
 def _scattered(config: Config) -> None:

@@ -25,6 +25,8 @@ class Config:
     """Seed of the model's first weights, the cohorts, the shuffling and the dropout."""
     model: str = "2nn"
     """softmax, linear, 2nn, cnn, lenet, resnet18, resnet18-gn, or package.module:factory."""
+    user_code: bool = True
+    """Whether model and strategy may be code of your own; --no-user-code for files of others."""
     data: DataConfig = field(default_factory=DataConfig)
     federated: FederatedConfig = field(default_factory=FederatedConfig)
     secure: SecureConfig = field(default_factory=SecureConfig)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedmpi.data.files import is_abandoned, reading, reason
-from fedmpi.data.hdf5 import open_file
+from fedmpi.data.hdf5 import attribute, open_file
 from fedmpi.data.index import FORMAT, INDEX_FILE, read_index
 from fedmpi.data.shard import SHARD_FORMAT, TEST_FORMAT
 from fedmpi.errors import DataError, UsageError
@@ -88,7 +88,7 @@ def _says_so(path: Path) -> bool:
     if path.name == INDEX_FILE:
         return FORMAT.encode() in path.read_bytes()  # damaged, or of a newer version
     with contextlib.suppress(DataError), reading(path), open_file(path) as file:
-        return file.attrs.get("format") in (SHARD_FORMAT, TEST_FORMAT)
+        return attribute(file, "format") in (SHARD_FORMAT, TEST_FORMAT)
     return False
 
 

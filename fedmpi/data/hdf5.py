@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 import fedmpi
 from fedmpi.data.files import atomic, reading, reason
@@ -105,11 +106,11 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
     try:
         with reading(path):
             found, newest, author = (
-                file.attrs.get(name) for name in ("format", "version", "created_by")
+                attribute(file, name) for name in ("format", "version", "created_by")
             )
             if found != kind:
                 raise DataError(f"{path}: expected the format {kind!r}, found {found!r}")
-            if newest is None or not 1 <= int(newest) <= version:
+            if not isinstance(newest, int) or not 1 <= newest <= version:
                 raise DataError(
                     f"{path}: expected {kind} version {version} or older, found version "
                     f"{newest}; read it with the FedMPI that wrote it ({author})"
@@ -118,6 +119,17 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
         file.close()
         raise
     return file
+
+
+def attribute(of: h5py.HLObject, name: str) -> str | int | None:
+    """An attribute that is a word or a whole number; None if there is none, or it is anything else.
+
+    A hostile file may hold an array there, which compares as nothing else does.
+    """
+    found = of.attrs.get(name)
+    if isinstance(found, str):
+        return found
+    return int(found) if isinstance(found, np.integer) else None
 
 
 def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:

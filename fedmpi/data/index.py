@@ -137,7 +137,7 @@ def read_index(folder: str | Path) -> Index:
         index = msgspec.json.decode(text, type=Index)
     except DataError:
         raise
-    except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:
         raise DataError(f"{path} is damaged: {reason(error)}") from error
     _check(index, path)
     return index

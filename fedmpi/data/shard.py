@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmpi.data.files import reading, sha256
-from fedmpi.data.hdf5 import open_checked, plain_dataset
+from fedmpi.data.hdf5 import attribute, open_checked, plain_dataset
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
 from fedmpi.errors import DataError
@@ -174,7 +174,7 @@ def open_shard(
     try:
         with reading(path):
             for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
-                found = file.attrs.get(what)
+                found = attribute(file, what)
                 if found != expected:
                     raise DataError(f"{path}: expected {what} = {expected}, found {found}")
             x, y = row_datasets(file, index, info.rows)
@@ -199,7 +199,7 @@ def open_member(path: Path, kind: str, index: Index, expected: str, verify: bool
     file = open_checked(path, kind)
     try:
         with reading(path):
-            found = file.attrs.get("dataset")
+            found = attribute(file, "dataset")
         if found != index.dataset:
             raise DataError(
                 f"{path} belongs to another dataset: expected {index.dataset[:12]}, "

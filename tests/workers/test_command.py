@@ -27,6 +27,7 @@ from fedmpi.workers import command as table
 from fedmpi.workers.command import Command, Stop, decode_command, entry_of
 from fedmpi.workers.load_shard import LoadShard
 from fedmpi.workers.program import Program, Step
+from fedmpi.workers.seal import ConfirmSeal, ReadKey, Seal
 from fedmpi.workers.shards import WriteShards
 from fedmpi.workers.signature import Signature
 from fedmpi.workers.vectors import Route
@@ -39,6 +40,9 @@ COMMANDS: list[Command] = [
     Stop(3),
     vectors.Broadcast("model", ROUTE, ["float32", "int64"], [1000, 3]),
     vectors.ReduceSum("sum", ROUTE, 1003),
+    ReadKey("key"),
+    Seal([b"a", b"b"]),
+    ConfirmSeal(),
     WriteShards(Recipe(), 3, "data/x", [0, 2]),
     SET_UP,
     federated.SetUpScattered(SET_UP, Normalisation()),

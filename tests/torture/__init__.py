@@ -1,0 +1,1 @@
+"""Runs that go wrong at random, and have to end right."""
