@@ -117,6 +117,13 @@ bench-spdz: $(VENV)/.run ## what secure computation costs beside CrypTen and SPU
 bench-secure: $(VENV)/.run ## what secure aggregation costs a round; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_secure.py $(ARGS)
 
+.PHONY: bench-startup memory
+bench-startup: $(VENV)/.run ## where the time goes until the first round has ended; ARGS="--ranks 8"
+	python jobs/bench_startup.py $(ARGS)
+
+memory: $(VENV)/.run ## peak memory of each rank at 10 to 10,000 clients; ARGS="--out FOLDER"
+	python jobs/memory.py $(ARGS)
+
 .PHONY: strategies
 strategies: $(VENV)/.run ## rounds to accuracy for every strategy, ten minutes; ARGS="--root MNIST_FOLDER"
 	python jobs/strategies.py $(ARGS)

@@ -232,6 +232,7 @@ def test_every_option_with_a_range_is_tested_above() -> None:
     tested = {PREFIXED.get(cls, "") + key for cls, key, _ in REFUSED}
     free = {"out", "root", "download", "by", "path", "verify", "evaluate_clients"}
     free |= {"secure_transport", "key_file", "user_code"}
+    free |= {"overlap_evaluation"}
     free |= {"optimizer", "clear", "detect.score", "detect.exclude", "detect.root_loss"}
     branches = [*BRANCHES, *PREFIXED]
     every = {
@@ -283,6 +284,17 @@ def test_options_that_contradict() -> None:
         )
     with pytest.raises(UsageError, match="device = 'cuda' with mode = 'encrypted'"):
         Config(federated=FederatedConfig(mode="encrypted"), compute=ComputeConfig(device="cuda"))
+
+
+def test_what_cannot_overlap() -> None:
+    overlapped = FederatedConfig(overlap_evaluation=True)
+    for option, said in (
+        ({"mode": "encrypted"}, "overlap_evaluation with mode = 'encrypted', whose owner takes"),
+        ({"target_accuracy": 0.9}, r"overlap_evaluation with target_accuracy = 0\.9: a round's"),
+        ({"evaluate_clients": True}, "overlap_evaluation with evaluate_clients: the workers"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Config(federated=replace(overlapped, **option))
 
 
 def test_what_does_not_go_with_secure_aggregation() -> None:

@@ -8,7 +8,7 @@ is still arriving: the levels of the tree overlap.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,9 @@ from fedmpi.comm.frame import as_bytes
 from fedmpi.comm.transport import Pending, Transport
 
 Topology = Literal["tree", "star"]
+
+PIECES = 8
+"""Of a broadcast vector: the levels of a tree overlap to 7/8."""
 
 _EMPTY = torch.empty(0, dtype=torch.uint8)
 
@@ -48,11 +51,16 @@ def place(rank: int, group: Sequence[int], topology: Topology) -> Place:
     )
 
 
-def _chunks(tensors: Sequence[torch.Tensor], chunk_bytes: int) -> Iterator[torch.Tensor]:
-    """Contiguous vectors in pieces of at most `chunk_bytes`, whole elements each."""
-    for tensor in tensors:
-        step = max(1, chunk_bytes // tensor.element_size())
-        yield from tensor.split(step) if tensor.numel() else ()
+def _piece_bytes(nbytes: int, members: int, topology: Topology, chunk_bytes: int) -> int:
+    """Bytes of the pieces in which a vector goes out: the same on every rank of the group.
+
+    Pieces are for ranks that pass them on. A star has none, and neither has a tree of three or
+    fewer. Elsewhere a vector has PIECES of them at most: each costs a message, and where ranks
+    share cores a change of turns.
+    """
+    if topology == "star" or members <= 3:
+        return max(nbytes, 1)
+    return max(chunk_bytes, -(-nbytes // PIECES))
 
 
 def add_integers(total: torch.Tensor, other: torch.Tensor) -> None:
@@ -78,7 +86,11 @@ def broadcast(
     be changed.
     """
     here = place(transport.rank, group, topology)
-    pieces = [as_bytes(chunk) for chunk in _chunks(tensors, chunk_bytes)]
+    pieces: list[torch.Tensor] = []
+    for memory in map(as_bytes, tensors):
+        step = _piece_bytes(memory.numel(), len(group), topology, chunk_bytes)
+        if memory.numel():
+            pieces += [memory] if memory.numel() <= step else memory.split(step)
     arriving = (
         []
         if here.parent is None
@@ -115,9 +127,9 @@ def reduce_sum(
         expected: seconds until the first child will probably have its vector.
     """
     here = place(transport.rank, group, topology)
-    pieces = list(_chunks([vector], chunk_bytes))
-    if not pieces:
+    if not vector.numel():
         return
+    pieces = vector.split(max(1, chunk_bytes // vector.element_size()))
     # An empty message goes ahead: the long wait for it may be a lazy one, while the pieces
     # need a rank that looks after them.
     ready = {c: transport.receive_buffer(_EMPTY, c, Channel.COLLECTIVE) for c in here.children}

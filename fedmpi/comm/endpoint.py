@@ -129,6 +129,10 @@ class Endpoint:
         """Waits until everything sent has left its memory."""
         self.transport.wait(lambda: self._turn() or None)
 
+    def attend(self) -> None:
+        """Does what is done while waiting, once: for who works on while messages are under way."""
+        self.transport.wait(lambda: self._turn() or True)
+
     def _frame(self, sender: int, note: bytes, channel: Channel) -> Frame:
         try:
             header = decode(note)

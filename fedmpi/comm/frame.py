@@ -114,8 +114,11 @@ _decoder = msgspec.msgpack.Decoder(Header)
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a contiguous tensor as a uint8 vector, shared, not copied."""
-    # reshape(-1) may keep the stride 0 of a single element, of which no bytes can be viewed.
-    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+    # Each call of PyTorch takes a microsecond, and a vector needs only the last one.
+    flat = tensor.detach() if tensor.requires_grad else tensor
+    if flat.dim() != 1 or flat.numel() < 2:
+        # reshape(-1) may keep the stride 0 of a single element, of which no bytes can be viewed.
+        flat = flat.as_strided((flat.numel(),), (1,))
     return flat if flat.dtype == torch.uint8 else flat.view(torch.uint8)
 
 

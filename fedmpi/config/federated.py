@@ -46,6 +46,8 @@ class FederatedConfig:
     """Factor on the learning rate after every round."""
     eval_every: int = 1
     """Evaluate on the held-out rows every k rounds, and after the last."""
+    overlap_evaluation: bool = False
+    """Evaluate a round while the workers train the next: for an owner with a core of its own."""
     evaluate_clients: bool = False
     """Evaluate on every client's own rows too, into clients.jsonl."""
     target_accuracy: float = 0.0

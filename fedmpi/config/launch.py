@@ -19,7 +19,7 @@ class CommConfig:
     """Number of workers; auto: all ranks but the owner under MPI, 7 in one process."""
     topology: Literal["tree", "star"] = "tree"
     """How the model goes out and the updates come in."""
-    chunk_kib: int = 512
+    chunk_kib: int = 1024
     """Size of the pieces in which large vectors travel down and up the tree."""
     secure_transport: bool = False
     """Seal every message by AES-GCM, for fabrics that are shared with others."""

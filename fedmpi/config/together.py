@@ -28,6 +28,7 @@ def refuse_together(config: Config) -> None:
     _own_code(config)
     _scattered(config)
     _encrypted(config)
+    _overlapped(config)
     _without_averages(config)
     _examined(config)
     _root_set(config)
@@ -78,6 +79,29 @@ def _encrypted(config: Config) -> None:
         )
     if encrypted and config.compute.device == "cuda" and not config.secure.clear:
         raise UsageError("device = 'cuda' with mode = 'encrypted': shares are on CPUs; use cpu")
+
+
+def _overlapped(config: Config) -> None:
+    """What has to be known, or done by the workers, before the next round begins."""
+    federated = config.federated
+    if not federated.overlap_evaluation:
+        return
+    if federated.mode == "encrypted":
+        raise UsageError(
+            "overlap_evaluation with mode = 'encrypted', whose owner takes part in every step: "
+            "leave it out"
+        )
+    if federated.target_accuracy:
+        raise UsageError(
+            f"overlap_evaluation with target_accuracy = {federated.target_accuracy:g}: a round's "
+            "accuracy would be known when the next one has begun to change the model; leave one "
+            "of the two out"
+        )
+    if federated.evaluate_clients:
+        raise UsageError(
+            "overlap_evaluation with evaluate_clients: the workers evaluate their clients "
+            "themselves and cannot train meanwhile; leave one of the two out"
+        )
 
 
 def _private(config: Config) -> None:

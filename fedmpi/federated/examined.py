@@ -6,7 +6,7 @@ side by side, so that its memory does not grow with clients times model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -70,8 +70,14 @@ class Examined(Averaging):
         collude = config.attack.kind in COLLUDING
         self.collusion = Collusion(config, sorted(home.rows)) if collude else None
 
-    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
-        outcome = super().play(number, cohort, lr)
+    def play(
+        self,
+        number: int,
+        cohort: Sequence[int],
+        lr: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Outcome:
+        outcome = super().play(number, cohort, lr, meanwhile)
         out = [s.client for s in self.findings.get("suspects", []) if s.excluded]
         return replace(
             outcome,

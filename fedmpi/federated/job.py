@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from fedmpi import models
 from fedmpi.config import Config, DataConfig
+from fedmpi.data.shard import Batch
 from fedmpi.errors import UsageError
 from fedmpi.federated.attacks import appoint, check_attack
 from fedmpi.federated.backdoor import attack_success
@@ -87,6 +89,7 @@ class Job:
         self.config = resolved(config, self.dataset, crew, device)
         state = FlatState(self.model, device)
         self._rounds = _make_rounds(config, crew, home, state, strategy)
+        self._unevaluated: RoundMetrics | None = None
         self.remarks = self._rounds.remarks()
         local = config.federated.privacy.kind == "local"
         self._privacy = LocalPrivacy(config, crew, home) if local else None
@@ -121,6 +124,14 @@ class Job:
             RemoteError: a worker failed.
             FedMPIError: an update could not be used and the job is to stop at that.
         """
+        try:
+            self._play_all(observer)
+        finally:
+            # The round after it failed before it could be evaluated.
+            if self._unevaluated:
+                observer.round(self._unevaluated)
+
+    def _play_all(self, observer: Observer) -> None:
         federated, clock = self.config.federated, time.perf_counter
         ended, sent = clock(), self._rounds.traffic()
         for number in range(1, federated.rounds + 1):
@@ -129,19 +140,24 @@ class Job:
             cohort = cohort_of_round(
                 self.config.seed, number, self._clients, federated.fraction, federated.sampling
             )
-            outcome = self._rounds.play(number, cohort, lr)
+            meanwhile = partial(self._catch_up, observer) if self._unevaluated else None
+            outcome = self._rounds.play(number, cohort, lr, meanwhile)
             played = clock()
             if self._privacy:
                 outcome.findings["epsilon"] = self._privacy.after_round(cohort)
             stopped = "" if number == federated.rounds else self._exhausted(number)
             due = number % federated.eval_every == 0 or number == federated.rounds or bool(stopped)
-            found = self._evaluate(number, observer) if due else None
-            opened = self._attack_success() if due else None
+            last = number == federated.rounds or bool(stopped)
+            later = due and not last and federated.overlap_evaluation
+            found = self._evaluate(number, observer) if due and not later else None
+            opened = self._attack_success() if due and not later else None
             now, sent = clock(), self._rounds.traffic()
-            phases = outcome.phases | {"evaluate": now - played}
+            phases = dict(outcome.phases)
+            phases["evaluate"] += now - played
             # While the owner wrote the last round's records, the workers waited.
             phases["wait"] += begun - ended
-            observer.round(
+            tell = self._leave if later else observer.round
+            tell(
                 RoundMetrics(
                     round=number,
                     clients=outcome.clients,
@@ -175,7 +191,7 @@ class Job:
         return self._privacy.exhausted(number) if self._privacy else self._rounds.exhausted()
 
     def _evaluate(self, number: int, observer: Observer) -> Evaluation:
-        found = evaluate(self.model, self._test, self.dataset.classes, self._device)
+        found = evaluate(self.model, self._attended(), self.dataset.classes, self._device)
         if self.config.federated.evaluate_clients:
             self._rounds.broadcast(self.crew.ranks)
             for rank in self.crew.ranks:
@@ -188,6 +204,25 @@ class Job:
             ]
             observer.clients(sorted(clients, key=lambda c: c.client))
         return found
+
+    def _attended(self) -> Iterator[Batch]:
+        """The evaluated rows; between two blocks, what is under way to the workers goes on."""
+        for block in self._test:
+            self.crew.endpoint.attend()
+            yield block
+
+    def _leave(self, metrics: RoundMetrics) -> None:
+        """Evaluates a round later, while the workers train the next one."""
+        self._unevaluated = metrics
+
+    def _catch_up(self, observer: Observer) -> None:
+        """Evaluates the round before, whose model the owner still has, and tells of it."""
+        assert self._unevaluated is not None
+        found, opened = self._evaluate(self._unevaluated.round, observer), self._attack_success()
+        metrics, self._unevaluated = self._unevaluated, None
+        observer.round(
+            replace(metrics, test_loss=found.loss, test_metric=found.metric, attack_success=opened)
+        )
 
     def _attack_success(self) -> float | None:
         attack = self.config.attack

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
@@ -57,9 +57,10 @@ class Outcome:
     Attributes:
         clients, examples: in the new model.
         train_loss: mean over their rows; None if there are none, or nobody is to know it.
-        phases: seconds of broadcast, train, aggregate and wait.
+        phases: seconds of broadcast, train, aggregate, wait, and of evaluate what `meanwhile`
+            took longer than the workers.
         train_max: seconds of the worker that trained longest.
-        idle_seconds, idle_cpu: wall and CPU seconds of the owner while workers trained.
+        idle_seconds, idle_cpu: wall and CPU seconds of the owner while it waited for workers.
         excluded: clients left out.
         findings: further fields of `RoundMetrics`, by name.
     """
@@ -121,8 +122,21 @@ class Rounds(ABC):
     def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
         """Seconds of training and of adding up per worker, and for which workers were busy."""
 
-    def play(self, number: int, cohort: Sequence[int], lr: float) -> Outcome:
+    def play(
+        self,
+        number: int,
+        cohort: Sequence[int],
+        lr: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Outcome:
         """One round over a cohort of clients.
+
+        Args:
+            number: from 1.
+            cohort: client ids.
+            lr: local learning rate.
+            meanwhile: what the owner does while workers train. Its model is still that of the
+                round before: nothing changes it until all updates are here.
 
         Raises:
             RemoteError: a worker failed.
@@ -133,11 +147,16 @@ class Rounds(ABC):
         begun = clock()
         self.findings = {}
         if not cohort:
+            away = self._do(meanwhile)
             self._without_clients(number)
-            phases = {"broadcast": 0.0, "train": 0.0, "aggregate": clock() - begun, "wait": 0.0}
+            phases = dict.fromkeys(("broadcast", "train", "wait"), 0.0)
+            phases |= {"aggregate": clock() - begun - away, "evaluate": away}
             return Outcome(0, 0, None, phases, 0.0, 0.0, 0.0, [], self.findings)
         ranks = self._send(number, cohort, lr)
-        sent, cpu = clock(), time.thread_time()
+        sent = clock()
+        away = self._do(meanwhile)
+        self._wait = max(self._wait - away, 0.0)
+        cpu = time.thread_time()
         self._receive()
         reports = self._hear(ranks)
         heard, cpu = clock(), time.thread_time() - cpu
@@ -150,6 +169,8 @@ class Rounds(ABC):
         seconds = self._seconds(tallies)
         overlap = min(1.0, (heard - sent) / max(seconds[2], 1e-9))
         train, add, busy = (s * overlap for s in seconds)
+        late = max(heard - sent - busy, 0.0)
+        waited_for = min(away, late)  # while nobody trained any more
         loss = float(sum(t.loss for t in tallies)) / LOSS_UNIT / included
         return Outcome(
             clients=len(cohort) - len(left_out),
@@ -158,15 +179,23 @@ class Rounds(ABC):
             phases={
                 "broadcast": sent - begun,
                 "train": train,
-                "aggregate": add + max(heard - sent - busy, 0.0) + (clock() - heard),
+                "aggregate": add + late - waited_for + (clock() - heard),
                 "wait": busy - train - add,
+                "evaluate": waited_for,
             },
             train_max=max(t.train_seconds for t in tallies),
-            idle_seconds=heard - sent,
+            idle_seconds=heard - sent - away,
             idle_cpu=cpu,
             excluded=excluded,
             findings=self.findings,
         )
+
+    def _do(self, meanwhile: Callable[[], None] | None) -> float:
+        """Seconds that it takes, after all commands have been handed to MPI."""
+        begun = time.perf_counter()
+        if meanwhile is not None:
+            meanwhile()
+        return time.perf_counter() - begun
 
     def exhausted(self) -> str:
         """Why there can be no further round; empty if there can be one."""

@@ -96,18 +96,19 @@ def transfer(endpoint: Endpoint, asked: Transfer) -> list[float]:
 def _exchange(endpoint: Endpoint, comm: Any, asked: Transfer) -> Callable[[], None]:
     mine, other = (OWNER, PARTNER) if endpoint.rank == OWNER else (PARTNER, OWNER)
     if asked.how == "mpi":
-        out, back = (np.zeros(asked.nbytes, dtype=np.uint8) for _ in range(2))
+        out = np.ones(asked.nbytes, dtype=np.uint8)
 
         def raw() -> None:
+            # A frame arrives in memory of its own: so does this, or it would do less.
             if mine == OWNER:
                 comm.Send(out, other)
-                comm.Recv(back, other)
+                comm.Recv(np.empty(asked.nbytes, dtype=np.uint8), other)
             else:
-                comm.Recv(back, other)
+                comm.Recv(np.empty(asked.nbytes, dtype=np.uint8), other)
                 comm.Send(out, other)
 
         return raw
-    tensor = torch.zeros(asked.nbytes, dtype=torch.uint8)
+    tensor = torch.ones(asked.nbytes, dtype=torch.uint8)
 
     def frames() -> None:
         if mine == OWNER:
@@ -121,7 +122,7 @@ def _exchange(endpoint: Endpoint, comm: Any, asked: Transfer) -> Callable[[], No
 
 
 def _broadcast(endpoint: Endpoint, comm: Any, asked: Transfer) -> Callable[[], None]:
-    vector = torch.zeros(asked.nbytes, dtype=torch.uint8)
+    vector = torch.ones(asked.nbytes, dtype=torch.uint8)
     if asked.how == "mpi":
         memory = vector.numpy()
         return lambda: comm.Bcast(memory, OWNER)
@@ -130,9 +131,9 @@ def _broadcast(endpoint: Endpoint, comm: Any, asked: Transfer) -> Callable[[], N
 
 
 def _sum(endpoint: Endpoint, comm: Any, asked: Transfer) -> Callable[[], None]:
-    vector = torch.zeros(asked.nbytes // 8, dtype=torch.int64)
+    vector = torch.ones(asked.nbytes // 8, dtype=torch.int64)
     if asked.how == "mpi":
-        mine, total = vector.numpy(), np.zeros(len(vector), dtype=np.int64)
+        mine, total = vector.numpy(), np.ones(len(vector), dtype=np.int64)
         return lambda: comm.Reduce(mine, total, root=OWNER)
     group, topology = list(range(endpoint.size)), _topology(asked.how)
     return lambda: reduce_sum(endpoint.transport, group, vector, topology, asked.chunk_bytes)

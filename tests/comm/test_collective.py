@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpi.comm.collective import broadcast, place, reduce_sum
+from fedmpi.comm.collective import PIECES, _piece_bytes, broadcast, place, reduce_sum
 from fedmpi.comm.transport import Transport
 from tests.comm.worlds import World, same
 
@@ -195,3 +195,22 @@ def test_what_travels_is_counted(world: World) -> None:
         assert sum(sent.values()) == 4 * 400 * (world.size - 1)
     else:
         assert all(n % 400 == 0 for n in sent.values())
+
+
+# ---- pieces ----
+
+
+@given(st.integers(0, 10**9), st.integers(1, 300), st.integers(1, 10**7))
+def test_a_vector_travels_whole_where_nobody_passes_it_on(nbytes, members, chunk_bytes) -> None:
+    assert _piece_bytes(nbytes, members, "star", chunk_bytes) >= nbytes
+    step = _piece_bytes(nbytes, members, "tree", chunk_bytes)
+    passes_on = any(
+        here.parent is not None and here.children
+        for here in (place(rank, range(members), "tree") for rank in range(members))
+    )
+    if passes_on:
+        assert step >= chunk_bytes
+        assert -(-nbytes // step) <= PIECES
+        assert step == chunk_bytes or nbytes > PIECES * chunk_bytes
+    else:
+        assert step >= max(nbytes, 1)
