@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file = chosen.out / "runs.jsonl"
     lines = report.read(file) if file.exists() else []
     now = circumstances(chosen)
-    refuse_other_circumstances(lines, now)
+    if chosen.repeats:
+        refuse_other_circumstances(lines, now)
     scratch = Path(tempfile.mkdtemp(prefix="peers-"))
     setting = Setting(chosen.peers, scratch, chosen.rounds, chosen.threads, chosen.limit)
     try:

@@ -93,12 +93,12 @@ class Sampler(threading.Thread):
         self._mark = f"{MARK}={mark}".encode()
         self._known: dict[tuple[int, str], bool] = {}
         self._cpu: dict[tuple[int, str], float] = {}
-        self._stop = threading.Event()
+        self._over = threading.Event()
         self.peak, self.processes = 0, 0
         self.start()
 
     def run(self) -> None:
-        while not self._stop.wait(EVERY):
+        while not self._over.wait(EVERY):
             self.sample()
 
     def sample(self) -> None:
@@ -131,7 +131,7 @@ class Sampler(threading.Thread):
 
     def stop(self) -> float:
         """Ends the sampling; returns the processor seconds of the run as last seen."""
-        self._stop.set()
+        self._over.set()
         self.join()
         return sum(self._cpu.values())
 
