@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ from rich.console import Console
 from fedmpi.config import Recipe
 from fedmpi.data.sources import open_source
 from fedmpi.errors import FedMPIError
-from jobs.peers.federated import environments, report
+from jobs.peers.federated import environments, report, summary
 from jobs.peers.federated.systems import SYSTEMS, NotMeasured, Setting, prepare_shards, run
 from jobs.peers.federated.workloads import WORKLOADS, write_idx
 
@@ -44,10 +45,12 @@ TRIAL_ROUNDS = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
+    # Through the `finally` below: a run has a session of its own, and would go on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 140)
     chosen.out.mkdir(parents=True, exist_ok=True)
     file = chosen.out / "runs.jsonl"
-    lines = report.read(file) if file.exists() else []
+    lines = summary.read(file) if file.exists() else []
     now = circumstances(chosen)
     if chosen.repeats:
         refuse_other_circumstances(lines, now)
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     for workload, systems in report.write(chosen.out, lines).items():
         console.print(report.rich_table(workload, systems))
-    for name, reason in report.not_measured(lines).items():
+    for name, reason in summary.not_measured(lines).items():
         console.print(f"{name}: not measured: {reason}", highlight=False, markup=False)
     console.print(f"written to {chosen.out}", highlight=False, markup=False)
 
@@ -168,7 +171,7 @@ def told(line: dict[str, Any]) -> str:
     name = " ".join(filter(None, (line.get("workload"), line["system"])))
     if "error" in line:
         return f"{name}: not measured: {line['error']}"
-    own = next(iter(report.summarise([line])[line["workload"]].values()))
+    own = next(iter(summary.summarise([line])[line["workload"]].values()))
     return (
         f"{name}: {own.round:.4f} s a round, start-up {own.startup:.1f} s, "
         f"total {own.total:.1f} s, {own.peak_mib:.0f} MiB, accuracy {own.accuracy:.2%}"

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from jobs import bench_peers
-from jobs.peers.federated import environments, report, watch
+from jobs.peers.federated import environments, report, summary, watch
 from jobs.peers.federated.systems import NotMeasured, last_words, of_run_folder, of_stdout
 from jobs.peers.federated.workloads import (
     WORKLOADS,
@@ -94,7 +94,7 @@ def test_a_cohort_has_different_clients_and_is_drawn_alike_everywhere(name: str)
 
 
 def test_the_first_round_is_in_the_start_up_alone() -> None:
-    [systems] = report.summarise(RUNS).values()
+    [systems] = summary.summarise(RUNS).values()
 
     assert list(systems) == ["fedmpi", "plain", "pfl", "appfl"], "the fastest first"
     assert systems["fedmpi"].quartiles == pytest.approx((0.1, 0.1, 0.1))
@@ -102,11 +102,11 @@ def test_the_first_round_is_in_the_start_up_alone() -> None:
     pfl = systems["pfl"]
     assert pfl.quartiles == pytest.approx((0.325, 0.4, 0.475)), "of the rounds of both runs"
     assert (pfl.runs, pfl.peak_mib, pfl.accuracy) == (2, 1900.0, 0.95)
-    assert report.fastest_peer(systems) == pfl, "the plain loop is no peer"
+    assert summary.fastest_peer(systems) == pfl, "the plain loop is no peer"
 
 
 def test_a_run_of_one_round_has_no_start_up_in_it() -> None:
-    [systems] = report.summarise([line("plain", [0.5])]).values()
+    [systems] = summary.summarise([line("plain", [0.5])]).values()
     assert systems["plain"].quartiles == (0.5, 0.5, 0.5)
     assert systems["plain"].startup == pytest.approx(2.0)
 
@@ -125,15 +125,15 @@ def test_the_table_tells_ratios_other_accuracies_and_what_is_missing() -> None:
 
 
 def test_without_plain_loop_or_peers_there_are_no_ratios() -> None:
-    [[name, _, plain, peer, *_]] = report.rows(report.summarise(RUNS[:1])["W1"])
+    [[name, _, plain, peer, *_]] = report.rows(summary.summarise(RUNS[:1])["W1"])
     assert (name, plain, peer) == ("fedmpi", "", "")
 
 
 def test_a_failure_is_forgotten_once_the_system_runs() -> None:
     failed = {"system": "pfl", "workload": "W1", "error": "killed"}
-    assert report.not_measured([failed]) == {"pfl, W1": "killed"}
-    assert report.not_measured([failed, RUNS[2]]) == {}
-    assert report.not_measured([RUNS[-1], line("flwr", [1.0, 1.0])]) == {}
+    assert summary.not_measured([failed]) == {"pfl, W1": "killed"}
+    assert summary.not_measured([failed, RUNS[2]]) == {}
+    assert summary.not_measured([RUNS[-1], line("flwr", [1.0, 1.0])]) == {}
 
 
 def test_results_are_written_and_drawn(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_results_are_written_and_drawn(tmp_path: Path) -> None:
 
 def test_the_terminal_gets_the_same_cells() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.rich_table("W1", report.summarise(RUNS)["W1"]))
+    console.print(report.rich_table("W1", summary.summarise(RUNS)["W1"]))
     shown = console.export_text()
     assert "0.4000 (0.3250 to 0.4750)" in shown
     assert "100 clients, 10 a round" in shown
