@@ -45,8 +45,6 @@ TRIAL_ROUNDS = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
-    # Through the `finally` below: a run has a session of its own, and would go on.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(width=None if sys.stdout.isatty() else 140)
     chosen.out.mkdir(parents=True, exist_ok=True)
     file = chosen.out / "runs.jsonl"
@@ -204,4 +202,6 @@ def refuse_other_circumstances(lines: Sequence[dict[str, Any]], now: dict[str, s
 
 
 if __name__ == "__main__":
+    # Through what ends a run and its processes: they have a session of their own, and would go on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main()

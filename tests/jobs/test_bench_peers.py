@@ -15,7 +15,13 @@ from rich.console import Console
 
 from jobs import bench_peers
 from jobs.peers.federated import environments, report, summary, watch
-from jobs.peers.federated.systems import NotMeasured, last_words, of_run_folder, of_stdout
+from jobs.peers.federated.systems import (
+    NotMeasured,
+    Setting,
+    last_words,
+    of_run_folder,
+    of_stdout,
+)
 from jobs.peers.federated.workloads import (
     WORKLOADS,
     Clients,
@@ -264,24 +270,52 @@ def test_runs_are_neither_overwritten_nor_mixed(
         bench_peers.main(["--out", str(tmp_path), "--append"])
 
 
+def test_tables_are_made_again_without_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in RUNS))
+    bench_peers.main(["--out", str(tmp_path), "--repeats", "0"])
+    said = capsys.readouterr().out
+    assert "0.4000 (0.3250 to 0.4750)" in said
+    assert "flwr: not measured: ImportError: no ray" in said
+    assert (tmp_path / "table.md").exists()
+
+
 # ---- for real, as far as it needs no installing ----
 
 
 @pytest.mark.launch
 @pytest.mark.skipif(not shutil.which("mpirun"), reason="needs mpirun on the PATH")
-def test_fedmpi_and_the_plain_loop_train_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fedmpi_and_the_plain_loop_train_the_same(tmp_path: Path) -> None:
     """The 5,000 digits, which is 4,000 rows of 1,000 clients and 1,000 to evaluate on."""
-    options = ["--workloads", "W4", "--rounds", "20", "--out", str(tmp_path)]
-    # As in a folder in which both have been measured before, so that there is no trial.
-    bench_peers.main([*options, "--repeats", "1"])
+    chosen = bench_peers.parse(["--workloads", "W4", "--repeats", "1", "--out", str(tmp_path)])
+    setting = Setting(peers=None, scratch=tmp_path, rounds=20, threads=1, limit=200)
+    bench_peers.prepare("", chosen.workloads, setting)
+    lines: list[dict[str, Any]] = []
 
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert not results["not_measured"]
-    fedmpi, plain = (results["workloads"]["W4"][name] for name in ("fedmpi", "plain"))
-    assert abs(fedmpi["accuracy"] - plain["accuracy"]) < 0.1
-    assert plain["accuracy"] > 0.3, "of ten digits"
-    assert fedmpi["versions"]["mpi"]
-    assert 100 < plain["peak_mib"] < 4000
-    assert "written to" in capsys.readouterr().out
+    bench_peers.measure(chosen, setting, {"fedmpi", "plain"}, lines.append)
+
+    assert not summary.not_measured(lines)
+    found = summary.summarise(lines)["W4"]
+    assert abs(found["fedmpi"].accuracy - found["plain"].accuracy) < 0.1
+    assert found["plain"].accuracy > 0.3, "of ten digits"
+    for run, own in zip(lines, found.values(), strict=True):
+        assert len(run["rounds"]) == 20
+        assert 0 < 20 * own.round < own.total
+        assert 0 < own.startup < own.total
+        assert 100 < own.peak_mib < 4000
+
+
+@pytest.mark.launch
+def test_a_system_that_fails_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
+    chosen = bench_peers.parse(["--workloads", "W4", "--repeats", "1", "--out", str(tmp_path)])
+    chosen.only = ["pfl", "plain"]  # there is no environment for the one, no data for the other
+    setting = Setting(peers=None, scratch=tmp_path, rounds=1, threads=1, limit=100)
+    lines: list[dict[str, Any]] = []
+
+    bench_peers.measure(chosen, setting, set(), lines.append)
+
+    reasons = summary.not_measured(lines)
+    assert list(reasons) == ["pfl", "plain"]
+    assert "--peers" in reasons["pfl"]
+    assert "train-images-idx3-ubyte.gz" in reasons["plain"]
