@@ -114,6 +114,10 @@ bench-ring: $(VENV)/.run ## what secure products, random words and comparisons c
 bench-spdz: $(VENV)/.run ## what secure computation costs beside CrypTen and SPU; ARGS="--peers FOLDER"
 	python jobs/bench_spdz.py $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(VENV)/.run ## Flower, pfl, APPFL, FedML and a plain loop; ARGS="--peers FOLDER --root MNIST_FOLDER"
+	python -m jobs.bench_peers $(ARGS)
+
 bench-secure: $(VENV)/.run ## what secure aggregation costs a round; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_secure.py $(ARGS)
 
