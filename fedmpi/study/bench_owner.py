@@ -130,18 +130,14 @@ def config_of(
     )
 
 
-def replay(way: Way, workers: int, clients: int, model: str, fraction: float, rounds: int) -> Point:
-    """Plays rounds, of which the first warms up; medians.
+def replay(config: Config, workers: int, clients: int) -> Point:
+    """Plays the rounds of a job, two or more, of which the first warms up; medians.
 
     Args:
-        way: topology and aggregation.
+        config: of the job: its clients are workers x clients.
         workers: that the owner has.
         clients: of each worker.
-        model: its name.
-        fraction: of the clients that train in a round.
-        rounds: to be measured.
     """
-    config = config_of(way, workers, clients, model, fraction, rounds + 1)
     transport = ReplayTransport(PlayedWorkers(config, clients, ROWS), workers + 1)
     base = resident_bytes()
     begun = time.perf_counter()
@@ -167,9 +163,10 @@ def replay(way: Way, workers: int, clients: int, model: str, fraction: float, ro
     send, gather, nbytes, messages, memory, cohort = (
         statistics.median(column) for column in zip(*found[1:], strict=True)
     )
+    shares = config.federated.secure.kind == "shares"
     return Point(
         workers,
-        way,
+        "shares" if shares else config.comm.topology,
         int(cohort),
         set_up,
         send,
@@ -212,7 +209,8 @@ def bench_owner(
     for way in ways:
         for count in sorted(workers):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                asked = process.submit(replay, way, count, clients, model, fraction, rounds)
+                config = config_of(way, count, clients, model, fraction, rounds + 1)
+                asked = process.submit(replay, config, count, clients)
                 points.append(asked.result())
             console.print(_said(points[-1]), highlight=False, soft_wrap=True)
     _print(points, console)

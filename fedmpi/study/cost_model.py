@@ -18,14 +18,13 @@ node divided by its cores; the larger of both is taken.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.stats import binom, hypergeom
 
-from fedmpi.config import CommConfig, Sampling
+from fedmpi.config.federated import Sampling
 
 
 @dataclass(frozen=True)
@@ -143,11 +142,3 @@ def load(clients: int, cohort: int, workers: int, sampling: Sampling) -> Load:
         busy += count * (1 - below[0])
     largest = float(np.sum(1 - np.exp(log_all)))
     return Load(cohort, cohort / max(busy, 1e-12), max(largest, cohort / workers), busy)
-
-
-def megabits(link: Link) -> float:
-    """Bandwidth of a link in Mbit/s."""
-    return 8e-6 / link.beta if link.beta else math.inf
-
-
-CHUNK = CommConfig.chunk_kib * 1024

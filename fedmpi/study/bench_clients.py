@@ -13,14 +13,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
 import torch
 
 from fedmpi import models
+from fedmpi.comm.collective import add_integers
 from fedmpi.config import Config
 from fedmpi.data.files import atomic, reason
 from fedmpi.data.normalise import Normalisation
@@ -33,6 +35,10 @@ from fedmpi.federated.record_training import record_training
 from fedmpi.federated.trainer import Trainer
 from fedmpi.federated.update import UPDATE
 from fedmpi.spdz.stream import KEY_BYTES
+from fedmpi.study.units import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 R = TypeVar("R")
 
@@ -55,10 +61,11 @@ class Costs:
         vector_bytes: of the state as it is broadcast.
         numel: values in an update, 8 bytes each.
         row: seconds of a client per row and epoch.
-        client: seconds of a client beside that.
-        add: of these, what counts as adding up.
+        client: seconds of its training beside that.
+        add: seconds to load the model for a client, and to add up its update.
         evaluate_row: seconds of the owner per held-out row.
         mask: seconds to expand and add a mask of the whole update.
+        sum_byte: seconds per byte to add one vector of int64 to another.
     """
 
     model: str
@@ -71,6 +78,7 @@ class Costs:
     add: float
     evaluate_row: float
     mask: float
+    sum_byte: float
 
 
 def measure(config: Config) -> Costs:
@@ -93,15 +101,15 @@ def measure(config: Config) -> Costs:
         _, tally = trainer.sum_updates([client], [0.01], 1, 1e-4, {UPDATE: state.numel})
         return tally.train_seconds, tally.sum_seconds
 
-    short, long = (
-        [found for found, _ in _repeat(lambda client=client: train(client))] for client in (0, 1)
-    )
+    short, long = ([found for found, _ in _repeat(partial(train, k))] for k in (0, 1))
     train_short, train_long = (statistics.median(t for t, _ in f) for f in (short, long))
     add = statistics.median(a for _, a in short + long)
     row = max((train_long - train_short) / (batch * (LONG - SHORT)), 0.0)
     x, y = torch.zeros(BATCH, *ROW_SHAPE), torch.zeros(BATCH, dtype=torch.int64)
     tested = _repeat(lambda: evaluate(model, batches(x, y), CLASSES, torch.device("cpu")))
     total = torch.zeros(state.numel, dtype=torch.int64)
+    other = torch.zeros_like(total)
+    added = _repeat(lambda: add_integers(total, other))
     masked = _repeat(lambda: add_masks(total, [(bytes(KEY_BYTES), 1)]))
     return Costs(
         model=config.model,
@@ -114,7 +122,36 @@ def measure(config: Config) -> Costs:
         add=add,
         evaluate_row=statistics.median(seconds for _, seconds in tested) / BATCH,
         mask=statistics.median(seconds for _, seconds in masked),
+        sum_byte=statistics.median(seconds for _, seconds in added) / other.nbytes,
     )
+
+
+def bench_clients(config: Config, out: str, console: Console) -> Path:
+    """Measures, prints, and writes clients-MODEL-bBATCH.json for `predict`.
+
+    Args:
+        config: of the job: model, batch size, threads.
+        out: folder, made if need be.
+        console: where to print.
+
+    Returns:
+        The file.
+    """
+    costs = measure(config)
+    path = path_of(out, config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        Path(temporary).write_text(json.dumps(asdict(costs), indent=1))
+    for line in (
+        f"{costs.model}, {costs.numel:,} values, batches of {costs.batch_size}, "
+        f"{costs.threads} thread",
+        f"a row and epoch: {duration(costs.row)}; a client beside that: {duration(costs.client)}",
+        f"to load the model for a client and add up its update: {duration(costs.add)}",
+        f"a held-out row: {duration(costs.evaluate_row)}; a mask: {duration(costs.mask)}",
+        f"written to {path}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return path
 
 
 def _trainer(config: Config, batch: int) -> Trainer:
@@ -155,15 +192,8 @@ def path_of(folder: str | Path, config: Config) -> Path:
     return Path(folder) / f"clients-{stem}-b{config.federated.batch_size}.json"
 
 
-def write(costs: Costs, path: Path) -> None:
-    """Keeps costs for `read`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        Path(temporary).write_text(json.dumps(asdict(costs), indent=1))
-
-
 def read(path: Path) -> Costs:
-    """What `write` has kept.
+    """What `bench clients` has written.
 
     Raises:
         DataError: the file cannot be read, or is not one of these.
