@@ -374,8 +374,9 @@ def _predict(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None
     from fedmpi.study.cost_model import Machine
     from fedmpi.study.show_prediction import show
 
-    cores = max(1, chosen.cores_per_node)
-    machine = Machine(chosen.ranks, chosen.nodes or -(-chosen.ranks // cores), cores)
+    cores = chosen.cores_per_node
+    nodes = chosen.nodes or -(-chosen.ranks // max(1, cores))
+    machine = Machine(chosen.ranks, nodes, cores)
     show(
         _config(chosen),
         machine,

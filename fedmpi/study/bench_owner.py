@@ -27,6 +27,7 @@ from fedmpi.config import (
     DataConfig,
     FederatedConfig,
     Recipe,
+    require,
 )
 from fedmpi.data.blocks import Blocks
 from fedmpi.data.files import atomic
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 Way = Literal["tree", "star", "shares"]
 ROW_SHAPE, CLASSES, ROWS, TEST_ROWS = (28, 28), 10, 100, 1000
 """Images as those of MNIST; as many rows for each client, and held out."""
+MOST_WORKERS, MOST_CLIENTS = 65_536, 10_000_000
 NAMES: dict[Way, str] = {"tree": "tree", "star": "star", "shares": "tree, shares"}
 
 
@@ -204,15 +206,35 @@ def bench_owner(
 
     Returns:
         The PNG.
+
+    Raises:
+        UsageError: a number is out of range, or the model cannot be.
     """
+    require(
+        bool(workers) and all(1 <= n <= MOST_WORKERS for n in workers),
+        "workers",
+        list(workers),
+        f"one number or more of 1 to {MOST_WORKERS:,}",
+    )
+    require(bool(ways), "ways", list(ways), "one or more of tree, star and shares")
+    require(
+        1 <= clients <= MOST_CLIENTS // max(workers),
+        "clients_per_worker",
+        clients,
+        f"1 or more, and at most {MOST_CLIENTS:,} clients in all",
+    )
+    require(1 <= rounds <= 1000, "rounds", rounds, "1 to 1000 rounds")
+    configs = [
+        config_of(way, count, clients, model, fraction, rounds + 1)
+        for way in ways
+        for count in sorted(workers)
+    ]
     points = []
-    for way in ways:
-        for count in sorted(workers):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                config = config_of(way, count, clients, model, fraction, rounds + 1)
-                asked = process.submit(replay, config, count, clients)
-                points.append(asked.result())
-            console.print(_said(points[-1]), highlight=False, soft_wrap=True)
+    for config in configs:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            count = config.data.clients // clients
+            points.append(process.submit(replay, config, count, clients).result())
+        console.print(_said(points[-1]), highlight=False, soft_wrap=True)
     _print(points, console)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,8 @@ def load(clients: int, cohort: int, workers: int, sampling: Sampling) -> Load:
 
     The number that falls on one worker is hypergeometric (fixed) or binomial (poisson); the
     maximum over the workers follows as if they were independent: E max = sum over x >= 0 of
-    1 - F(x)^W. Of a fixed cohort they are not quite, and the maximum is a little smaller.
+    1 - F(x)^W. Of a fixed cohort they are not quite, and the true maximum is a little larger: by
+    6 % of 7 clients on 7 workers, less of more.
 
     Args:
         clients: of all workers.

@@ -55,7 +55,6 @@ class ReplayTransport(Transport):
 
     Attributes:
         played_seconds: that the workers were played for; no time of the owner's.
-        heard: called with destination, tag and bytes of everything that the owner sends.
     """
 
     in_process = False
@@ -65,23 +64,18 @@ class ReplayTransport(Transport):
         self.rank = self.local_rank = 0
         self.size = size
         self.played_seconds = 0.0
-        self.heard: Callable[[int, int, bytes | torch.Tensor], None] | None = None
         self._commands: deque[tuple[int, bytes]] = deque()
         self._replies: dict[int, deque[bytes]] = defaultdict(deque)
         self._buffers: dict[int, deque[torch.Tensor]] = defaultdict(deque)
 
     def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
         self._count(len(note))
-        if self.heard:
-            self.heard(destination, tag, note)
         if tag == Channel.COMMAND:
             self._commands.append((destination, note))
         return _Done()
 
     def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
         self._count(buffer.numel())
-        if self.heard:
-            self.heard(destination, tag, buffer)
         return _Done()
 
     def poll_note(self, source: int, tag: int, limit: int) -> tuple[int, bytes] | None:

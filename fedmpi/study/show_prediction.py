@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmpi.config import Config, DataConfig, SecureKind
+from fedmpi.config import Config, DataConfig, SecureKind, require
 from fedmpi.data.files import atomic
 from fedmpi.study.bench_clients import Costs, measure, path_of, read
 from fedmpi.study.bench_owner import replay
@@ -124,6 +124,8 @@ def show(
         UsageError, DataError: see `predict`, `read`, `read_comm`.
     """
     refuse(config, machine)
+    require(rows >= 1, "rows", rows, "at least 1 row for each client")
+    require(test_rows >= 0, "test_rows", test_rows, "0 or more rows")
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
