@@ -41,7 +41,7 @@ class PlayedWorkers(Played):
 
     Args:
         config: of the job.
-        clients: of every worker; worker w has the ids from (w - 1) * clients on.
+        clients: of every worker; they go round, as clients of equal length do when shards are made.
         rows: of every client.
     """
 
@@ -64,8 +64,8 @@ class PlayedWorkers(Played):
         command = self._latest[1]
         match command:
             case SetUp():
-                first = (rank - 1) * self.clients
-                ids = list(range(first, first + self.clients))
+                total = self.config.data.clients
+                ids = list(range(rank - 1, total, total // self.clients))
                 even = [self.rows] * self.clients, [self._steps] * self.clients
                 return _answer(rank, Ready(ids, *even, "cpu"))
             case Report():

@@ -244,7 +244,7 @@ def _masks(
             "aggregate",
             "masks of the workers",
             shared((1 + elsewhere) * costs.mask)[1],
-            "more ranks, or fewer --federated.secure.neighbours",
+            "more ranks, or fewer --secure.neighbours",
         ),
         Part(
             "aggregate",
@@ -277,8 +277,8 @@ def refuse(config: Config, machine: Machine) -> None:
         )
     for name, chosen, known in (
         ("mode", federated.mode, ("shards", "scatter")),
-        ("federated.secure.kind", federated.secure.kind, ("none", "shares")),
-        ("federated.privacy.kind", federated.privacy.kind, ("none",)),
+        ("secure.kind", federated.secure.kind, ("none", "shares")),
+        ("privacy.kind", federated.privacy.kind, ("none",)),
         ("device", config.compute.device, ("auto", "cpu")),
     ):
         require(chosen in known, name, chosen, f"{' or '.join(known)}: there is no model of others")
