@@ -59,5 +59,7 @@ def test_a_bad_value_is_refused(arguments: list[str], sentence: str) -> None:
 
 
 def test_an_unknown_bench_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"bench 'owners' .did you mean 'owner'.*: expected one of"):
+    with pytest.raises(
+        UsageError, match=r"bench 'owners' .did you mean 'owner'.*: expected one of"
+    ):
         cli.main(["bench", "owners"], None, "")

@@ -24,7 +24,11 @@ OWNER = OwnerCosts(1e-3, 2e-3, 35, 5e-4)
 
 
 def found(
-    ranks: int = 8, clients: int = 1000, cores: int = 2000, comm: CommConfig | None = None, **how: Any
+    ranks: int = 8,
+    clients: int = 1000,
+    cores: int = 2000,
+    comm: CommConfig | None = None,
+    **how: Any,
 ) -> Prediction:
     config = Config(
         data=DataConfig(clients=clients),
