@@ -295,6 +295,11 @@ def link_of(latency_us: float, gbit: float) -> Link:
     Raises:
         UsageError: not numbers above 0.
     """
-    require(isfinite(latency_us) and 0 < latency_us <= 1e6, "latency_us", latency_us, "0 to 1e6 us")
+    require(
+        isfinite(latency_us) and 0 < latency_us <= 1e6,
+        "latency_us",
+        latency_us,
+        "above 0, at most 1e6 us",
+    )
     require(isfinite(gbit) and 0 < gbit < inf, "gbit", gbit, "a number above 0, in Gbit/s")
     return Link(1e-6 * latency_us, 8e-9 / gbit)
