@@ -1,4 +1,4 @@
-"""The subcommands, nothing else: run, prepare, inspect, info, report, exec, deal and bench."""
+"""The subcommands, nothing else: one function and one class of options for each."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ MOST_IN_PROCESS_WORKERS = 1024
 """Each is a thread; tens of thousands take minutes to start."""
 
 T = TypeVar("T")
+Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
 
 _SHORT = tyro.conf.arg(name="")
 """The tree is for reading; on the command line --rounds is enough. The newer branches keep their
@@ -57,6 +58,9 @@ class RunOptions(Config):
 
     config: str = ""
     """A TOML file; the options on the command line win over it."""
+
+
+R = TypeVar("R", bound=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -133,16 +137,71 @@ class DealOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
+    """Measure comm (messages beside plain MPI's), clients (training) or owner (its workers)."""
+
+
+@dataclass(frozen=True)
+class BenchCommOptions:
     """Compare messages, broadcast and sum with plain MPI's, as tables and a PNG."""
 
-    what: tyro.conf.Positional[Literal["comm"]]
-    """comm: messages of 8 B and more between the ranks of this launch."""
     most_mib: int = 64
     """Size of the longest message, in MiB."""
     chunk_kib: int = CommConfig.chunk_kib
     """Size of the pieces in which long vectors travel down and up the tree."""
     out: str = "runs"
     """Folder for comm-N.json and comm-N.png."""
+
+
+@dataclass(frozen=True)
+class BenchClientsOptions(RunOptions):
+    """Measure what a client's training costs a worker, for predict; takes the options of run."""
+
+    out: str = "runs"
+    """Folder for clients-MODEL-bBATCH.json."""
+
+
+@dataclass(frozen=True)
+class BenchOwnerOptions:
+    """Replay rounds of an owner whose workers are played: its time and memory by their number."""
+
+    workers: tuple[int, ...] = (10, 100, 1000, 4000)
+    """Numbers of workers."""
+    ways: tuple[Literal["tree", "star", "shares"], ...] = ("tree", "star")
+    """Topologies, in the clear; shares: secure aggregation on the tree."""
+    clients_per_worker: int = 10
+    """Clients of each worker."""
+    fraction: float = FederatedConfig.fraction
+    """Share of the clients that train in a round."""
+    model: str = Config.model
+    """A model's name, as in run."""
+    rounds: int = 3
+    """Rounds to be measured, after one that warms up."""
+    out: str = "runs"
+    """Folder for owner-MODEL.json and owner-MODEL.png."""
+
+
+@dataclass(frozen=True)
+class PredictOptions(RunOptions):
+    """Predict what a round takes on a machine, and which part limits it; for a job as in run."""
+
+    ranks: int = 8
+    """Ranks, the owner included."""
+    nodes: int = 0
+    """Nodes over which they are spread; 0: as many as their cores ask for."""
+    cores_per_node: int = 64
+    """Cores of a node."""
+    rows: int = 100
+    """Rows of a client."""
+    test_rows: int = 10_000
+    """Held-out rows."""
+    latency_us: float | None = None
+    """Microseconds of a message; by default as bench comm has measured, or of a usual fabric."""
+    gbit: float | None = None
+    """Bandwidth of a rank's link in Gbit/s, likewise."""
+    bench: str = "runs"
+    """Folder that bench wrote to; what it does not hold is measured now."""
+    out: str = ""
+    """A JSON file for the prediction."""
 
 
 def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -172,8 +231,7 @@ def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _run(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    chosen = _parse(RunOptions, "run", arguments, _defaults(arguments))
-    config = Config(**{f.name: getattr(chosen, f.name) for f in fields(Config)})
+    config = _config(_parse(RunOptions, "run", arguments, _defaults(arguments, RunOptions)))
     with _workers(config.comm, config.data.path, crew, launcher) as workers:
         from fedmpi.study.recorded_run import run
 
@@ -266,7 +324,20 @@ def _deal(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _bench(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    chosen = _parse(BenchOptions, "bench", arguments)
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help"):
+        print("usage: python -m fedmpi bench WHAT [OPTIONS]\n")
+        for what, (_, options) in _BENCHES.items():
+            print(f"  {what:<9}{options.__doc__}")
+    elif name in _BENCHES:
+        _BENCHES[name][0](rest, crew, launcher)
+    else:
+        near, known = nearest(name, _BENCHES), ", ".join(_BENCHES)
+        raise UsageError(f"bench {name!r}{near}: expected one of {known}")
+
+
+def _bench_comm(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(BenchCommOptions, "bench comm", arguments)
     chunk = CommConfig(chunk_kib=chosen.chunk_kib).chunk_kib * 1024  # refuses an absurd number
     if not 1 <= chosen.most_mib <= 4096:
         raise UsageError(f"most_mib = {chosen.most_mib}: expected 1 to 4096 MiB")
@@ -284,9 +355,64 @@ _EXEC_FLAGS = (
     "--secure-transport",
     "--no-secure-transport",
 )
+def _bench_clients(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(
+        BenchClientsOptions, "bench clients", arguments, _defaults(arguments, BenchClientsOptions)
+    )
+    from fedmpi.study.bench_clients import bench_clients
+
+    bench_clients(_config(chosen), chosen.out, _console(launcher))
 
 
-Subcommand = Callable[[Sequence[str], "Crew | None", str], None]
+def _bench_owner(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(BenchOwnerOptions, "bench owner", arguments)
+    if crew is not None and crew.ranks:
+        raise UsageError("bench owner plays its workers itself: run it without mpirun")
+    from fedmpi.study.bench_owner import bench_owner
+
+    plot = bench_owner(
+        chosen.ways,
+        chosen.workers,
+        chosen.clients_per_worker,
+        chosen.model,
+        chosen.fraction,
+        chosen.rounds,
+        chosen.out,
+        _console(launcher),
+    )
+    print(f"drawn to {plot}")
+
+
+def _predict(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
+    chosen = _parse(PredictOptions, "predict", arguments, _defaults(arguments, PredictOptions))
+    if crew is not None and crew.ranks:
+        raise UsageError("predict needs one process: run it without mpirun, with --ranks")
+    from fedmpi.study.cost_model import Machine
+    from fedmpi.study.show_prediction import show
+
+    cores = chosen.cores_per_node
+    nodes = chosen.nodes or -(-chosen.ranks // max(1, cores))
+    machine = Machine(chosen.ranks, nodes, cores)
+    show(
+        _config(chosen),
+        machine,
+        chosen.rows,
+        chosen.test_rows,
+        Path(chosen.bench),
+        chosen.latency_us,
+        chosen.gbit,
+        chosen.out,
+        _console(launcher),
+    )
+
+
+_BENCHES: dict[str, tuple[Subcommand, type[Any]]] = {
+    "comm": (_bench_comm, BenchCommOptions),
+    "clients": (_bench_clients, BenchClientsOptions),
+    "owner": (_bench_owner, BenchOwnerOptions),
+}
+
+
 _SUBCOMMANDS: dict[str, Subcommand] = {
     "run": _run,
     "prepare": _prepare,
@@ -296,6 +422,7 @@ _SUBCOMMANDS: dict[str, Subcommand] = {
     "exec": _exec,
     "deal": _deal,
     "bench": _bench,
+    "predict": _predict,
 }
 _DESCRIPTIONS: dict[str, type[Any]] = {
     "run": RunOptions,
@@ -306,6 +433,7 @@ _DESCRIPTIONS: dict[str, type[Any]] = {
     "exec": ExecOptions,
     "deal": DealOptions,
     "bench": BenchOptions,
+    "predict": PredictOptions,
 }
 
 
@@ -341,7 +469,12 @@ def _apart(arguments: Sequence[str]) -> list[str]:
     return apart
 
 
-def _defaults(arguments: Sequence[str]) -> RunOptions:
+def _config(chosen: RunOptions) -> Config:
+    """The job that the options of `run`, or of a command that takes them too, ask for."""
+    return Config(**{f.name: getattr(chosen, f.name) for f in fields(Config)})
+
+
+def _defaults(arguments: Sequence[str], cls: type[R]) -> R:
     """What the command line is laid over: the file that it names, over the defaults."""
     path = ""
     for word, following in pairwise([*arguments, ""]):
@@ -350,7 +483,9 @@ def _defaults(arguments: Sequence[str]) -> RunOptions:
         elif word.startswith("--config="):
             path = word.removeprefix("--config=")
     base = from_toml(path) if path else Config()
-    return RunOptions(**{f.name: getattr(base, f.name) for f in fields(Config)}, config=path)
+    # Commands other than `run` have an --out of their own.
+    names = [f.name for f in fields(Config) if cls is RunOptions or f.name != "out"]
+    return cls(**{name: getattr(base, name) for name in names}, config=path)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
 import msgspec
@@ -87,12 +87,24 @@ class Endpoint:
         asks: bool = False,
     ) -> None:
         """Starts to send a frame and returns; the tensors must not change before `flush`."""
+        self.send_all([destination], channel, message, tensors, asks)
+
+    def send_all(
+        self,
+        destinations: Iterable[int],
+        channel: Channel,
+        message: msgspec.Struct,
+        tensors: Sequence[torch.Tensor] = (),
+        asks: bool = False,
+    ) -> None:
+        """As `send`, the same frame to many: it is encoded once, and is in memory once."""
         note, buffers = encode(message, tensors, asks)
         transport = self.transport
-        self._outbox.append((transport.send_note(note, destination, channel), note))
-        for buffer in buffers:
-            self._outbox.append((transport.send_buffer(buffer, destination, channel + 1), buffer))
-        self._reap()
+        for to in destinations:
+            self._outbox.append((transport.send_note(note, to, channel), note))
+            for buffer in buffers:
+                self._outbox.append((transport.send_buffer(buffer, to, channel + 1), buffer))
+            self._reap()
 
     def receive(self, channel: Channel, source: int = ANY) -> Frame:
         """Waits for the next frame on a channel.

@@ -86,8 +86,7 @@ class Aggregation:
 
 def ask_sum(crew: Crew, route: Route, length: int) -> None:
     """Asks the workers of a route for the sum of what they hold as `SUM`."""
-    for rank in route.group[1:]:
-        crew.tell(rank, ReduceSum(SUM, route, length))
+    crew.tell_all(route.group[1:], ReduceSum(SUM, route, length))
 
 
 def receive_sum(

@@ -60,8 +60,7 @@ class Dataset(ABC):
         """Records the training step while the workers open their shards, and hears of them."""
         loss_of = models.task_loss(self.classes)
         programs = record_training(model, loss_of, self.row_shape, self.classes)
-        for rank in crew.ranks:
-            crew.tell(rank, LearnStep(programs))
+        crew.tell_all(crew.ranks, LearnStep(programs))
         return _home(crew, crew.hear(crew.ranks, Ready))
 
 
@@ -88,9 +87,7 @@ class ShardedDataset(Dataset):
         return held_out(self.folder, self.index, BATCH, self.cache_mib, self.verify)
 
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
-        command = self._set_up(config, str(self.folder), model)
-        for rank in crew.ranks:
-            crew.tell(rank, command)
+        crew.tell_all(crew.ranks, self._set_up(config, str(self.folder), model))
         return self._settle(crew, model)
 
 

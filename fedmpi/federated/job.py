@@ -56,6 +56,7 @@ class Job:
         config: of the job.
         crew: idle workers, at least one.
         strategy: a class of the caller's own, in place of the one that the configuration names.
+        dataset: of the caller's own, likewise.
 
     Attributes:
         config: with what was left open filled in, so that it says how to do the same again.
@@ -70,12 +71,18 @@ class Job:
         RemoteError: the same, found by a worker.
     """
 
-    def __init__(self, config: Config, crew: Crew, strategy: type[Strategy] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        crew: Crew,
+        strategy: type[Strategy] | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
         config, strategy = settled(config, strategy)
         self.config = config
         self.crew = crew
         torch.set_num_threads(config.compute.threads)
-        self.dataset: Dataset = open_dataset(config, crew)
+        self.dataset: Dataset = dataset or open_dataset(config, crew)
         if config.federated.target_accuracy and not self.dataset.classes:
             raise UsageError(
                 f"target_accuracy = {config.federated.target_accuracy} with a regression, which "

@@ -36,9 +36,8 @@ class Masked(Aggregation):
     def ask(self, asked: Asked) -> None:
         """Asks for the masked sum."""
         self.asked = asked
-        for rank in asked.ranks:
-            self.crew.tell(rank, MaskSum())
-            self.crew.tell(rank, ReduceSum(MASKED, asked.route, asked.length))
+        self.crew.tell_all(asked.ranks, MaskSum())
+        self.crew.tell_all(asked.ranks, ReduceSum(MASKED, asked.route, asked.length))
 
     def receive(self, memory: torch.Tensor, expected: float) -> None:
         """Waits for it."""
@@ -76,8 +75,8 @@ class Masked(Aggregation):
         self._refuse_single(len(asked.cohort))
         rank = {client: asked.rank[client] for client in asked.cohort}
         self._hood = neighbourhood(self.config, asked.number, attempt, rank)
-        for worker in asked.ranks:
-            self.crew.tell(worker, Agree(asked.number, attempt, asked.cohort, list(rank.values())))
+        agree = Agree(asked.number, attempt, asked.cohort, list(rank.values()))
+        self.crew.tell_all(asked.ranks, agree)
 
     def _repeat(self, remaining: Sequence[int]) -> None:
         """The same sum among the remaining clients alone; none of them drops out any more."""
@@ -93,8 +92,7 @@ class Masked(Aggregation):
     def _open(self, lost: frozenset[int]) -> tuple[dict[int, bytes], list[Reported]]:
         """What each rank opens, and the ranks' reports since the last."""
         hood, ranks = self._hood, self.asked.ranks
-        for rank in ranks:
-            self.crew.tell(rank, Unmask(hood.round, hood.attempt, sorted(lost)))
+        self.crew.tell_all(ranks, Unmask(hood.round, hood.attempt, sorted(lost)))
         answers = self.crew.hear_tensors(ranks, Unmasked)
         payloads = {}
         for rank, (answer, tensors) in zip(ranks, answers, strict=True):

@@ -77,7 +77,7 @@ class Masker:
                     self._pair_seeds[u, v] = seed
                     outgoing[hood.rank[v]].append(seed)
         header = Dealt(hood.round, hood.attempt, hood.clients(self.rank))
-        return [(other, header, _packed(pieces)) for other, pieces in outgoing.items()]
+        return [(other, header, packed(pieces)) for other, pieces in outgoing.items()]
 
     def take(self, frame: Frame) -> None:
         """What another worker has dealt.
@@ -136,7 +136,7 @@ class Masker:
         self.lost, hood = lost, self.hood
         shares = [self._shares[v, u][u in lost] for v, u in hood.opened(self.rank, lost)]
         seeds = [self._pair_seeds[pair] for pair in hood.handed(self.rank, lost)]
-        return _packed([*shares, *seeds])
+        return packed([*shares, *seeds])
 
     def _refuse(self, lost: frozenset[int]) -> None:
         hood, own = self.hood, self.hood.clients(self.rank)
@@ -162,7 +162,7 @@ class Masker:
         )
 
 
-def _packed(pieces: Iterable[bytes]) -> torch.Tensor:
+def packed(pieces: Iterable[bytes]) -> torch.Tensor:
     """Bytes as uint8."""
     return torch.from_numpy(np.frombuffer(bytearray(b"".join(pieces)), dtype=np.uint8))
 

@@ -213,9 +213,8 @@ class Rounds(ABC):
         route = Route([OWNER, *ranks], self.config.comm.topology, self.chunk_bytes)
         vectors = [*self.wire, *(vector.to(self.wire[0].device) for vector in beside)]
         dtypes = [str(v.dtype).removeprefix("torch.") for v in vectors]
-        for rank in ranks:
-            command = Broadcast(MODEL, route, dtypes, [v.numel() for v in vectors])
-            self.crew.tell(rank, command)
+        command = Broadcast(MODEL, route, dtypes, [v.numel() for v in vectors])
+        self.crew.tell_all(ranks, command)
         self._stage()
         transport = self.crew.endpoint.transport
         broadcast(transport, route.group, vectors, route.topology, route.chunk_bytes)
@@ -312,8 +311,7 @@ class Averaging(Rounds):
             shares = [self._weight_of[c] for c in ids]
             self.crew.tell(rank, Train(number, ids, shares, lr, self._parts, terms))
         self.aggregation.ask(asked)
-        for rank in ranks:
-            self.crew.tell(rank, Report())
+        self.crew.tell_all(ranks, Report())
         return ranks
 
     def _receive(self) -> None:
@@ -355,8 +353,10 @@ class Averaging(Rounds):
 
     def _by_rank(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """The clients of each rank that holds any, by ascending ranks."""
-        ranks = sorted({self.home.rank[c] for c in clients})
-        return {rank: [c for c in clients if self.home.rank[c] == rank] for rank in ranks}
+        of_rank: dict[int, list[int]] = {}
+        for client in clients:
+            of_rank.setdefault(self.home.rank[client], []).append(client)
+        return dict(sorted(of_rank.items()))
 
     def _cohort(self, clients: Sequence[int]) -> Cohort:
         rows = [self.home.rows[c] for c in clients]

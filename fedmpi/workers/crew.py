@@ -39,9 +39,15 @@ class Crew:
 
     def tell(self, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Sends a command and returns; the tensors must not change before the next wait."""
+        self.tell_all([rank], command, tensors)
+
+    def tell_all(
+        self, ranks: Iterable[int], command: Command, tensors: Sequence[torch.Tensor] = ()
+    ) -> None:
+        """As `tell`, the same command to many workers: it is encoded once for all of them."""
         self.busy = True
         asks = entry_of(command).replies
-        self.endpoint.send(rank, Channel.COMMAND, command, tensors, asks)
+        self.endpoint.send_all(ranks, Channel.COMMAND, command, tensors, asks)
 
     def hear(self, ranks: Iterable[int], kind: type[R]) -> list[R]:
         """Waits for one reply of each rank, in the order of `ranks`.
