@@ -94,6 +94,9 @@ class ReportOptions:
 class InfoOptions:
     """Show MPI library, ranks, cores, threads, versions and GPUs of this launch."""
 
+    out: str = ""
+    """A JSON file for the facts of every rank, too."""
+
 
 @dataclass(frozen=True)
 class ExecOptions:
@@ -209,10 +212,10 @@ def _report(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _info(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    _parse(InfoOptions, "info", arguments)
+    out = _parse(InfoOptions, "info", arguments).out
     from fedmpi.study.info import show
 
-    show(crew, launcher, _console(launcher))
+    show(crew, launcher, _console(launcher), out)
 
 
 def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
