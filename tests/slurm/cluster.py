@@ -59,11 +59,12 @@ class Cluster:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, folder: Path) -> Iterator[Cluster]:
+    def start(cls, folder: Path, cores: int = CORES) -> Iterator[Cluster]:
         """Starts the daemons, and ends them and all their jobs in the end.
 
         Args:
             folder: an empty folder whose path is short, since it will hold a socket.
+            cores: of each node; with more than the machine has, ranks are not bound to any.
 
         Raises:
             Unavailable: a program is missing, or a daemon does not come up.
@@ -71,7 +72,7 @@ class Cluster:
         missing = [name for name in PROGRAMS if not shutil.which(name, path=_PATH)]
         if missing:
             raise Unavailable(f"no {', '.join(missing)}: install slurm-wlm and munge")
-        conf = _write_configuration(folder)
+        conf = _write_configuration(folder, cores)
         environment = {
             # Not of a job or a launch that this process may be part of.
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "PMI", "OMPI_"))},
@@ -192,7 +193,7 @@ class Cluster:
             daemon.wait()
 
 
-def configuration(folder: Path, user: str, host: str, ports: Sequence[int]) -> str:
+def configuration(folder: Path, user: str, host: str, ports: Sequence[int], cores: int) -> str:
     """The text of slurm.conf.
 
     Args:
@@ -200,13 +201,15 @@ def configuration(folder: Path, user: str, host: str, ports: Sequence[int]) -> s
         user: who starts the daemons and submits jobs.
         host: name of this machine.
         ports: of slurmctld and of each node.
+        cores: of each node.
     """
     control, *of_nodes = ports
     nodes = "\n".join(
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CORES} "
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cores} "
         f"RealMemory=1000 Gres=gpu:{CORES}"
         for node, port in zip(NODES, of_nodes, strict=True)
     )
+    binding = "affinity" if cores <= len(os.sched_getaffinity(0)) else "none"
     return f"""\
 ClusterName=fedmpi-test
 SlurmctldHost={host}(127.0.0.1)
@@ -214,7 +217,7 @@ SlurmctldPort={control}
 SlurmUser={user}
 SlurmdUser={user}
 # cred_expire is also how long a requeued job waits before it starts again.
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 TmpFS={folder}/%n
@@ -224,7 +227,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/affinity
+TaskPlugin=task/{binding}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
@@ -239,7 +242,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def _write_configuration(folder: Path) -> Path:
+def _write_configuration(folder: Path, cores: int) -> Path:
     for name in ("state", *NODES):
         (folder / name).mkdir()
     key = folder / "munge.key"
@@ -252,7 +255,7 @@ def _write_configuration(folder: Path) -> Path:
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     conf = folder / "slurm.conf"
     ports = _free_ports(1 + len(NODES))
-    conf.write_text(configuration(folder, getpass.getuser(), socket.gethostname(), ports))
+    conf.write_text(configuration(folder, getpass.getuser(), socket.gethostname(), ports, cores))
     return conf
 
 

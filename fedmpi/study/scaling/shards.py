@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
+
 from fedmpi.config import DataConfig, Recipe
-from fedmpi.data.files import reason
-from fedmpi.data.index import Index, read_index, save_index
+from fedmpi.data.files import reason, sha256
+from fedmpi.data.index import Index, save_index
 from fedmpi.errors import DataError
 from fedmpi.study.scaling.study import Study, StudyFolder
 from fedmpi.workers.shards import prepare
@@ -36,29 +37,30 @@ def prepare_points(study: Study, data: DataConfig, folder: StudyFolder) -> None:
 
 
 def first_shards(index: Index, source: Path, count: int, target: Path) -> Index:
-    """Makes a dataset of the first shards of another one, by hard links.
+    """Makes a dataset of the first shards of another one.
 
     Args:
         index: of the other dataset.
         source: its folder.
         count: how many of its shards.
-        target: a new folder on the same file system.
+        target: a new folder.
 
     Raises:
         DataError: the folder cannot be made.
     """
-    kept = replace(
-        index,
-        dataset=hashlib.sha256(f"{index.dataset} {count} of {len(index.shards)}".encode())
-        .hexdigest(),
-        shards=index.shards[:count],
-    )  # fmt: skip
-    kept = replace(kept, recipe=replace(index.recipe, clients=kept.clients))
     try:
         target.mkdir(parents=True)
-        for file in (*(shard.file for shard in kept.shards), kept.test.file):
-            os.link(source / file, target / file)
+        shutil.copyfile(source / index.test.file, target / index.test.file)
+        shards = []
+        for info in index.shards[:count]:
+            path = target / info.file
+            shutil.copyfile(source / info.file, path)
+            with h5py.File(path, "r+") as file:
+                file.attrs["shards"] = count  # a shard tells of how many it is one
+            shards.append(replace(info, sha256=sha256(path)))
     except OSError as error:
         raise DataError(f"cannot make {target}: {reason(error)}") from None
+    recipe = replace(index.recipe, clients=sum(shard.clients for shard in shards))
+    kept = replace(index, shards=tuple(shards), recipe=recipe)
     save_index(kept, target)
-    return read_index(target)
+    return kept
