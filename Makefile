@@ -145,7 +145,7 @@ mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
 
-.PHONY: test test-one test-mpi test-openmpi test-long lint format
+.PHONY: test test-one test-mpi test-openmpi test-long test-slurm slurm lint format
 test: ## all tests: one process, MPICH on 2, 3, 4, 8 ranks, Open MPI on 3
 	@$(MAKE) --no-print-directory test-one
 	@for n in $(MPI_SIZES); do $(MAKE) --no-print-directory test-mpi N=$$n; done
@@ -170,6 +170,13 @@ test-openmpi: $(VENV)/.test $(OPENMPI)/.made ## the MPI tests under Open MPI: N=
 test-long: LIMIT := $(LONG_LIMIT)
 test-long: $(VENV)/.test $(OPENMPI)/.made ## the tests marked long, on one process
 	$(limited) $(pytest) -m long
+
+test-slurm: $(VENV)/.test $(OPENMPI)/.made ## jobs/*.sbatch through a real SLURM that the tests start; see make slurm
+	$(limited) $(pytest) -m slurm
+
+slurm: ## SLURM and munge from Debian's packages, for test-slurm; needs root
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurm-wlm munge libpmix-dev shellcheck
 
 lint: $(VENV)/.dev ## ruff and mypy
 	ruff check .

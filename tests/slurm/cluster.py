@@ -101,7 +101,7 @@ class Cluster:
         finally:
             cluster._end(daemons)
 
-    def run(self, *command: str, timeout: float = 30) -> str:
+    def run(self, *command: str, cwd: Path | None = None, timeout: float = 30) -> str:
         """What a client's program prints; raises `CalledProcessError` if it fails."""
         return subprocess.run(
             command,
@@ -109,8 +109,16 @@ class Cluster:
             capture_output=True,
             text=True,
             env=self._environment,
+            cwd=cwd,
             timeout=timeout,
         ).stdout
+
+    def has_pmix(self) -> bool:
+        """Whether srun can start ranks by PMIx, for which it needs libpmix.so."""
+        done = subprocess.run(
+            ["srun", "--mpi=pmix", "true"], capture_output=True, env=self._environment, timeout=30
+        )
+        return done.returncode == 0
 
     def submit(
         self,

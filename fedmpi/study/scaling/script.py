@@ -34,7 +34,7 @@ def job_script(
         f"--cpus-per-task={study.cores_per_rank}",
         "--exclusive",
         f"--time={study.minutes}",
-        f"--output={folder.point(workers)}/job-%j.out",
+        f"--output={shlex.quote(str(folder.point(workers)))}/job-%j.out",
         *study.sbatch,
     ]
     directives = "\n".join(f"#SBATCH {option}" for option in options)
@@ -57,8 +57,9 @@ point={path["point"]}
 if [[ ! -e "$point/machine.json" ]]; then
   "${{LAUNCH[@]}}" python -m fedmpi info --out "$point/machine.json"
 fi
+if (($# == 0)); then set -- {repeats}; fi
 failed=0
-for repeat in ${{*:-{repeats}}}; do
+for repeat in "$@"; do
   if [[ -e "$point/run-$repeat/curve.png" ]]; then continue; fi # a run's last file
   rm -rf "$point/run-$repeat"
   "${{LAUNCH[@]}}" python -m fedmpi run --config {path["config"]} \\
