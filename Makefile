@@ -93,7 +93,7 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
-.PHONY: run bench bench-clients bench-dpsgd bench-pointers bench-ring bench-secure
+.PHONY: run bench bench-checkpoint bench-clients bench-dpsgd bench-pointers bench-ring bench-secure
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
@@ -102,6 +102,9 @@ bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FO
 
 bench-clients: $(VENV)/.run ## what a client's training costs beside plain PyTorch
 	python jobs/bench_clients.py $(ARGS)
+
+bench-checkpoint: $(VENV)/.run ## what a checkpoint after every round costs a run
+	python jobs/bench_checkpoint.py $(ARGS)
 
 bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
 	python jobs/bench_pointers.py $(ARGS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.errors import FedMPIError, RemoteError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SECONDS_TO_SPEAK = 2.0
 def main() -> NoReturn:
     """Entry point of `python -m fedmpi` and of the `fedmpi` script."""
     launch = launched()
+    SIGNALS.listen()
     status = _alone() if launch is None else _launched(launch)
     sys.stdout.flush()
     sys.stderr.flush()

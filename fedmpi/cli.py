@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 import fedmpi
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import (
     CommConfig,
     ComputeConfig,
@@ -57,6 +58,9 @@ class RunOptions(Config):
 
     config: str = ""
     """A TOML file; the options on the command line win over it."""
+    resume: str = ""
+    """Folder of a run that was ended before its time, such as runs/2nn-mnist5k-001: go on with it,
+    with the configuration that it has."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
         SystemExit: help was asked for, or an option is wrong.
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("run", [])
+    if name != "run" and (name in _SUBCOMMANDS or not name.startswith("-")):
+        SIGNALS.release()  # only a run knows where to leave
     if name in ("-h", "--help"):
         print(_help())
     elif name == "--version":
@@ -171,12 +177,12 @@ def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _run(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    chosen = _parse(RunOptions, "run", arguments, _defaults(arguments))
+    chosen = _parse(RunOptions, "run", arguments, _defaults(arguments, crew is not None))
     config = Config(**{f.name: getattr(chosen, f.name) for f in fields(Config)})
     with _workers(config.comm, config.data.path, crew, launcher) as workers:
         from fedmpi.study.recorded_run import run
 
-        run(config, workers, _console(launcher))
+        run(config, workers, _console(launcher), resume=chosen.resume)
 
 
 def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -329,16 +335,36 @@ def _apart(arguments: Sequence[str]) -> list[str]:
     return apart
 
 
-def _defaults(arguments: Sequence[str]) -> RunOptions:
-    """What the command line is laid over: the file that it names, over the defaults."""
-    path = ""
+def _defaults(arguments: Sequence[str], launched: bool) -> RunOptions:
+    """What the command line is laid over: the file, or the run, that it names, or the defaults."""
+    path, run = _value_of("--config", arguments), _value_of("--resume", arguments)
+    if path and run:
+        raise UsageError(
+            f"--config {path} with --resume {run}, which goes on with its own configuration: "
+            "leave one of the two out"
+        )
+    base = Config()
+    if path:
+        base = from_toml(path)
+    elif run:
+        from fedmpi.study.resume import saved_config
+
+        base = saved_config(Path(run))
+        if launched:  # by however many ranks
+            base = replace(base, comm=replace(base.comm, workers="auto"))
+    tree = {f.name: getattr(base, f.name) for f in fields(Config)}
+    return RunOptions(**tree, config=path, resume=run)
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    """What follows an option, the last time that it is there."""
+    found = ""
     for word, following in pairwise([*arguments, ""]):
-        if word == "--config":
-            path = following
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-    base = from_toml(path) if path else Config()
-    return RunOptions(**{f.name: getattr(base, f.name) for f in fields(Config)}, config=path)
+        if word == option:
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.removeprefix(f"{option}=")
+    return found
 
 
 @contextmanager
