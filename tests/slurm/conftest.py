@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.launch import ROOT, launchers, run_single
-from tests.slurm.cluster import Cluster, Ended, Unavailable
+from tests.slurm.cluster import Cluster, Unavailable
 from tests.test_same_bits import digest
 
 JOB = ("--path", "data/digits", "--clients", "14", "--rounds", "2", "--device", "cpu")
@@ -56,9 +57,12 @@ class Site:
             f"jobs/{script}.sbatch", *arguments, cwd=self.path, options=options, env=env
         )
 
-    def play(self, script: str, *arguments: str, timeout: float = 120, **how: object) -> Ended:
-        """Submits a script and waits for its end."""
-        return self.cluster.wait(self.job(script, *arguments, **how), timeout)  # type: ignore[arg-type]
+    def wait_for(self, ready: Callable[[], bool], job: str, timeout: float = 60) -> None:
+        """Waits until something that a job does is to be seen."""
+        limit = time.monotonic() + timeout
+        while not ready():
+            assert time.monotonic() < limit, self.told(job)
+            time.sleep(0.05)
 
     def digest(self, run: str) -> str:
         """Of the model that a run left."""

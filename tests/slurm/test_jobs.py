@@ -81,6 +81,24 @@ def test_gpus_are_asked_for(site: Site, one_process: str) -> None:
     assert site.digest(f"gpu-{job}") == one_process
 
 
+def test_requeue_goes_on_with_the_same_bits(site: Site) -> None:
+    """The signal that SLURM sends before the time limit: checkpoint, status 75, queue, resume."""
+    rounds = ("--rounds", "150")
+    job = site.job("requeue", *JOB, *rounds)
+    run = site.path / "runs" / f"long-{job}"
+    site.wait_for(lambda: (run / "metrics.jsonl").exists(), job)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    ended = site.cluster.wait(job, timeout=180)
+    assert (ended.state, ended.exit_code, ended.restarts) == ("COMPLETED", 0, 1), site.told(job)
+    assert [m.round for m in read_metrics(run / "metrics.jsonl")] == list(range(1, 151))
+
+    whole = ["data/one" if word == "data/digits" else word for word in JOB]
+    command = ["-m", "fedmpi", "run", *whole, *rounds, "--workers", "1", "--name", "whole"]
+    done = run_single(command, timeout=120, cwd=site.path)
+    assert done.returncode == 0, done.stderr
+    assert site.digest(run.name) == site.digest("whole")
+
+
 def test_scaling_study(site: Site) -> None:
     """Written, submitted, collected and drawn; every rank is bound to a core of its own."""
     (site.path / "small.toml").write_text(

@@ -163,6 +163,7 @@ def _label(
         axes.set_xticks(list(place.values()), [str(w) for w in place])
         axes.set_xlim(-0.6, len(place) - 0.4)
         axes.tick_params(labelbottom=True)
+    phases.tick_params(axis="x", pad=8)  # below the strips of colour
     for axes in (phases, sent):
         axes.set_xlabel("workers")
     efficiency.set_xlabel("workers")
@@ -185,7 +186,8 @@ def _draw_words(axes: Axes, studies: Sequence[Results], names: Sequence[str]) ->
     from matplotlib.patches import Patch
 
     handles = [Patch(color=PHASE_COLOURS[phase], label=phase) for phase in PHASES]
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="lower left", ncols=3)
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="lower left", ncols=3,
+                bbox_to_anchor=(-0.05, -0.06))  # fmt: skip
     axes.set_axis_off()
     y = 1.0
     for k, (study, name) in enumerate(zip(studies, names, strict=True)):
@@ -194,7 +196,7 @@ def _draw_words(axes: Axes, studies: Sequence[Results], names: Sequence[str]) ->
                   va="top", transform=axes.transAxes, parse_math=False)  # fmt: skip
         axes.text(0.0, y - 0.075, "".join(lines), fontsize=8, va="top",
                   transform=axes.transAxes, parse_math=False)  # fmt: skip
-        y -= 0.13 + 0.068 * len(lines)
+        y -= 0.1 + 0.06 * len(lines)
 
 
 def _setting(study: Results) -> list[str]:
@@ -212,7 +214,9 @@ def _setting(study: Results) -> list[str]:
         lines.append(f"{most.launcher}, {library}")
     found = [p.time.confidence for p in study.points if p.time]
     if base.time and found:
-        lines.append(f"base: {base.workers} worker(s), {duration(base.time.median)} a round")
+        lines.append(
+            f"base: {base.workers} worker{'s' * (base.workers != 1)}, {duration(base.time.median)} a round"
+        )
         lines.append(f"median of {study.study.repeats} runs, {100 * min(found):.0f} % intervals")
     for point in study.points:
         if point.failures:
