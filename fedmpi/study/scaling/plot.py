@@ -214,9 +214,8 @@ def _setting(study: Results) -> list[str]:
         lines.append(f"{most.launcher}, {library}")
     found = [p.time.confidence for p in study.points if p.time]
     if base.time and found:
-        lines.append(
-            f"base: {base.workers} worker{'s' * (base.workers != 1)}, {duration(base.time.median)} a round"
-        )
+        time = duration(base.time.median)
+        lines.append(f"base: {base.workers} worker{'s' * (base.workers != 1)}, {time} a round")
         lines.append(f"median of {study.study.repeats} runs, {100 * min(found):.0f} % intervals")
     for point in study.points:
         if point.failures:
