@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
+PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 NODES = ("node1", "node2")
 CORES = 2
 """Of each simulated node. Both have the same cores of the machine."""
@@ -86,7 +86,8 @@ class Cluster:
                 with open(folder / f"{name}.out", "wb") as out:
                     daemons.append(
                         subprocess.Popen(
-                            command,
+                            # They end with us, however we end.
+                            ["setpriv", "--pdeathsig=TERM", "--", *command],
                             stdin=subprocess.DEVNULL,
                             stdout=out,
                             stderr=subprocess.STDOUT,
