@@ -77,7 +77,8 @@ def test_gpus_are_asked_for(site: Site, one_process: str) -> None:
     options = (*NODES, "--gpus-per-node=2", "--cpus-per-task=1")
     job = site.job("gpu", *JOB, options=options)
     assert site.cluster.wait(job, timeout=120).exit_code == 0, site.told(job)
-    assert "gres/gpu=4" in site.cluster.run("scontrol", "show", "job", job)
+    told = site.cluster.run("scontrol", "show", "job", job)
+    assert re.search("TresPerNode=gres[:/]gpu:2", told), told
     assert site.digest(f"gpu-{job}") == one_process
 
 
