@@ -26,7 +26,8 @@ export OMP_NUM_THREADS="$SRUN_CPUS_PER_TASK"
 
 # The start of a command on all ranks: "${LAUNCH[@]}" python -m fedmpi ...
 if [[ "$FEDMPI_LAUNCHER" != mpirun ]]; then
-  LAUNCH=(srun --mpi="$FEDMPI_LAUNCHER" --cpu-bind=cores)
+  # --wait: a rank that dies before MPI has started would leave the others waiting until the time limit.
+  LAUNCH=(srun --mpi="$FEDMPI_LAUNCHER" --cpu-bind=cores --wait=60)
 elif [[ -z "${SLURM_JOB_ID:-}" ]]; then
   LAUNCH=(mpirun -n "$RANKS") # on one machine, with perhaps more ranks than cores
 elif [[ "$(mpirun --version)" == *"Open MPI"* ]]; then
