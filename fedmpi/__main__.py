@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.errors import FedMPIError, RemoteError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main() -> NoReturn:
     # At its end the interpreter looks through all objects once more: 0.2 s with PyTorch's.
     atexit.register(gc.freeze)
     launch = launched()
+    SIGNALS.listen()
     status = _alone() if launch is None else _launched(launch)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 import fedmpi
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import (
     CommConfig,
     ComputeConfig,
@@ -47,8 +48,8 @@ names: --privacy.epsilon."""
 
 
 @dataclass(frozen=True)
-class RunOptions(Config):
-    """Run a federated job: federated averaging over the workers' shards."""
+class JobOptions(Config):
+    """What describes a federated job."""
 
     data: Annotated[DataConfig, _SHORT] = field(default_factory=DataConfig)
     federated: Annotated[FederatedConfig, _SHORT] = field(default_factory=FederatedConfig)
@@ -60,7 +61,16 @@ class RunOptions(Config):
     """A TOML file; the options on the command line win over it."""
 
 
-R = TypeVar("R", bound=RunOptions)
+J = TypeVar("J", bound=JobOptions)
+
+
+@dataclass(frozen=True)
+class RunOptions(JobOptions):
+    """Run a federated job: federated averaging over the workers' shards."""
+
+    resume: str = ""
+    """Folder of a run that was ended before its time, such as runs/2nn-mnist5k-001: go on with it,
+    with the configuration that it has."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,9 @@ class ReportOptions:
 @dataclass(frozen=True)
 class InfoOptions:
     """Show MPI library, ranks, cores, threads, versions and GPUs of this launch."""
+
+    out: str = ""
+    """A JSON file for the facts of every rank, too."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +166,7 @@ class BenchCommOptions:
 
 
 @dataclass(frozen=True)
-class BenchClientsOptions(RunOptions):
+class BenchClientsOptions(JobOptions):
     """Measure what a client's training costs a worker, for predict; takes the options of run."""
 
     out: str = "runs"
@@ -181,7 +194,7 @@ class BenchOwnerOptions:
 
 
 @dataclass(frozen=True)
-class PredictOptions(RunOptions):
+class PredictOptions(JobOptions):
     """Predict what a round takes on a machine, and which part limits it; for a job as in run."""
 
     ranks: int = 8
@@ -217,6 +230,8 @@ def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
         SystemExit: help was asked for, or an option is wrong.
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("run", [])
+    if name != "run" and (name in _SUBCOMMANDS or not name.startswith("-")):
+        SIGNALS.release()  # only a run knows where to leave
     if name in ("-h", "--help"):
         print(_help())
     elif name == "--version":
@@ -231,11 +246,12 @@ def main(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _run(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    config = _config(_parse(RunOptions, "run", arguments, _defaults(arguments, RunOptions)))
+    chosen = _parse(RunOptions, "run", arguments, _run_defaults(arguments, crew is not None))
+    config = _config(chosen)
     with _workers(config.comm, config.data.path, crew, launcher) as workers:
         from fedmpi.study.recorded_run import run
 
-        run(config, workers, _console(launcher))
+        run(config, workers, _console(launcher), resume=chosen.resume)
 
 
 def _prepare(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -271,10 +287,10 @@ def _report(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
 
 
 def _info(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
-    _parse(InfoOptions, "info", arguments)
+    out = _parse(InfoOptions, "info", arguments).out
     from fedmpi.study.info import show
 
-    show(crew, launcher, _console(launcher))
+    show(crew, launcher, _console(launcher), out)
 
 
 def _exec(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
@@ -469,23 +485,47 @@ def _apart(arguments: Sequence[str]) -> list[str]:
     return apart
 
 
-def _config(chosen: RunOptions) -> Config:
+def _config(chosen: JobOptions) -> Config:
     """The job that the options of `run`, or of a command that takes them too, ask for."""
     return Config(**{f.name: getattr(chosen, f.name) for f in fields(Config)})
 
 
-def _defaults(arguments: Sequence[str], cls: type[R]) -> R:
+def _run_defaults(arguments: Sequence[str], launched: bool) -> RunOptions:
+    """As `_defaults`; with --resume they are those of the run that goes on."""
+    run = _value_of("--resume", arguments)
+    if not run:
+        return _defaults(arguments, RunOptions)
+    if path := _value_of("--config", arguments):
+        raise UsageError(
+            f"--config {path} with --resume {run}, which goes on with its own configuration: "
+            "leave one of the two out"
+        )
+    from fedmpi.study.resume import saved_config
+
+    base = saved_config(Path(run))
+    if launched:  # by however many ranks
+        base = replace(base, comm=replace(base.comm, workers="auto"))
+    return RunOptions(**{f.name: getattr(base, f.name) for f in fields(Config)}, resume=run)
+
+
+def _defaults(arguments: Sequence[str], cls: type[J]) -> J:
     """What the command line is laid over: the file that it names, over the defaults."""
-    path = ""
-    for word, following in pairwise([*arguments, ""]):
-        if word == "--config":
-            path = following
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
+    path = _value_of("--config", arguments)
     base = from_toml(path) if path else Config()
     # Commands other than `run` have an --out of their own.
     names = [f.name for f in fields(Config) if cls is RunOptions or f.name != "out"]
     return cls(**{name: getattr(base, name) for name in names}, config=path)
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str:
+    """What follows an option, the last time that it is there."""
+    found = ""
+    for word, following in pairwise([*arguments, ""]):
+        if word == option:
+            found = following
+        elif word.startswith(f"{option}="):
+            found = word.removeprefix(f"{option}=")
+    return found
 
 
 @contextmanager

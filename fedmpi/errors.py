@@ -22,6 +22,23 @@ class DataError(UsageError):
     """A file that is missing, damaged, foreign, or not what the job needs."""
 
 
+class Suspended(FedMPIError):
+    """A run that was asked to leave, and can go on later: EX_TEMPFAIL of sysexits.h."""
+
+    exit_status = 75
+
+
+class Interrupted(BaseException):
+    """A signal that asks this process to leave, raised where it stands; its name is the argument.
+
+    No `Exception`: nobody may take it for something that went wrong.
+    """
+
+
+class ForeignFileError(DataError):
+    """A file that is whole, but of another kind or of a newer version."""
+
+
 class SpoiledError(FedMPIError):
     """Updates that cannot be used, and a job that is to stop at that: training diverged."""
 

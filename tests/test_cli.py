@@ -29,7 +29,8 @@ def told(monkeypatch: pytest.MonkeyPatch):
     def ask(*arguments: str) -> Config:
         found: list[Config] = []
         monkeypatch.setattr(
-            "fedmpi.study.recorded_run.run", lambda config, crew, console: found.append(config)
+            "fedmpi.study.recorded_run.run",
+            lambda config, crew, console, resume: found.append(config),
         )
         cli.main(arguments, None, "")
         return found[0]

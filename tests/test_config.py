@@ -15,6 +15,7 @@ from fedmpi.config import (
     DEFAULTS,
     AggregationConfig,
     AttackConfig,
+    CheckpointConfig,
     CommConfig,
     ComputeConfig,
     Config,
@@ -113,6 +114,7 @@ PREFIXED = {
     RobustConfig: "robust.",
     DetectConfig: "detect.",
     AttackConfig: "attack.",
+    CheckpointConfig: "checkpoint.",
 }
 """Whose options have the branch's name before them: --privacy.epsilon."""
 
@@ -203,6 +205,9 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (RobustConfig, "attackers", [-0.1, 0.5, 0.99, 1.5, NAN, INF]),
     (RobustConfig, "clip", [-1.0, NAN, INF, 1.0]),
     (RobustConfig, "iterations", [-1, 10_001, 5]),
+    (CheckpointConfig, "every_rounds", [-1, 10_000_001]),
+    (CheckpointConfig, "every_minutes", [-1.0, NAN, INF, 2e6]),
+    (CheckpointConfig, "keep", [0, 1001]),
     (AttackConfig, "kind", ["flip"]),
     (AttackConfig, "clients", [0.0, -1.0, 1.5, 1e8, NAN, INF]),
     (AttackConfig, "start", [0, -1, 10_000_001]),
@@ -282,6 +287,8 @@ def test_options_that_contradict() -> None:
                 secure=AggregationConfig(kind="ckks"), detect=DetectConfig(score=True)
             )
         )
+    with pytest.raises(UsageError, match=r"checkpoint\.keep = 5 with mode = 'encrypted', whose"):
+        Config(federated=FederatedConfig(mode="encrypted"), checkpoint=CheckpointConfig(keep=5))
     with pytest.raises(UsageError, match="device = 'cuda' with mode = 'encrypted'"):
         Config(federated=FederatedConfig(mode="encrypted"), compute=ComputeConfig(device="cuda"))
 

@@ -21,6 +21,7 @@ def test_seven_workers_learn_the_embedded_digits(tmp_path: Path) -> None:
     assert "written to runs/2nn-mnist5k-001" in done.stdout
     run = tmp_path / "runs" / "2nn-mnist5k-001"
     assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoints",
         "config.toml",
         "curve.png",
         "metrics.jsonl",

@@ -9,6 +9,7 @@ from fedmpi.config.aggregation import SecureKind as SecureKind
 from fedmpi.config.attack import COLLUDING as COLLUDING
 from fedmpi.config.attack import AttackConfig as AttackConfig
 from fedmpi.config.attack import AttackKind as AttackKind
+from fedmpi.config.checkpoint import CheckpointConfig as CheckpointConfig
 from fedmpi.config.checks import nearest as nearest
 from fedmpi.config.checks import require as require
 from fedmpi.config.checks import require_choice as require_choice

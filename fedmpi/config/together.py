@@ -77,6 +77,12 @@ def _encrypted(config: Config) -> None:
             "evaluate_clients with mode = 'encrypted', in which nobody sees a client's rows: "
             "leave it out"
         )
+    if encrypted and config.checkpoint != type(config.checkpoint)():
+        name = _changed(config.checkpoint)
+        raise UsageError(
+            f"checkpoint.{name} = {getattr(config.checkpoint, name)!r} with mode = 'encrypted', "
+            "whose model nobody holds before the end: leave it out"
+        )
     if encrypted and config.compute.device == "cuda" and not config.secure.clear:
         raise UsageError("device = 'cuda' with mode = 'encrypted': shares are on CPUs; use cpu")
 

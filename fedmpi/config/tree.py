@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedmpi.config.attack import AttackConfig
+from fedmpi.config.checkpoint import CheckpointConfig
 from fedmpi.config.checks import require
 from fedmpi.config.data import DataConfig
 from fedmpi.config.encrypted import SecureConfig
@@ -33,6 +34,7 @@ class Config:
     attack: AttackConfig = field(default_factory=AttackConfig)
     comm: CommConfig = field(default_factory=CommConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", self.model, "a model's name")

@@ -12,7 +12,7 @@ import numpy as np
 
 import fedmpi
 from fedmpi.data.files import atomic, reading, reason
-from fedmpi.errors import DataError
+from fedmpi.errors import DataError, ForeignFileError
 
 # HDF5 1.10 is the oldest that clusters still have; newer libraries read this too.
 LIBVER = ("earliest", "v110")
@@ -100,7 +100,8 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
         version: the newest version that the caller understands.
 
     Raises:
-        DataError: the file is missing, not HDF5, truncated, of another format, or newer.
+        DataError: the file is missing, not HDF5, or truncated.
+        ForeignFileError: it is of another format, or newer.
     """
     file = open_file(path)
     try:
@@ -109,9 +110,9 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
                 attribute(file, name) for name in ("format", "version", "created_by")
             )
             if found != kind:
-                raise DataError(f"{path}: expected the format {kind!r}, found {found!r}")
+                raise ForeignFileError(f"{path}: expected the format {kind!r}, found {found!r}")
             if not isinstance(newest, int) or not 1 <= newest <= version:
-                raise DataError(
+                raise ForeignFileError(
                     f"{path}: expected {kind} version {version} or older, found version "
                     f"{newest}; read it with the FedMPI that wrote it ({author})"
                 )

@@ -114,17 +114,21 @@ class FreeRider(Attack):
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
-        self._seen: dict[int, list[tuple[int, list[torch.Tensor]]]] = {}
+        self._rounds = self.remember("rounds")  # int64 [2], ascending; 0: there was none
+        vectors = range(len(_floats(trainer.start)))
+        self._models = [self.remember(f"models {k}") for k in vectors]  # [2, numel], likewise
 
     def forge(self, update: Update) -> None:
         turn, draws = update.turn, self.draws(update.turn)
-        before = [model for model in self._seen.get(turn.client, []) if model[0] < turn.round][-1:]
-        number, old = before[0] if before else (0, update.start)
-        for (local, start), then in zip(_real(update), _floats(old), strict=True):
+        rounds = self._rounds.get(turn.client, torch.zeros(2, dtype=torch.int64))
+        latest = 1 if rounds[1] < turn.round else 0
+        number = int(rounds[latest])
+        for (local, start), models in zip(_real(update), self._models, strict=True):
+            then = models[turn.client][latest] if number else start
             change = torch.where(start == then, 0, start - then) / (turn.round - number)
             local.copy_(start + change + _normal(draws, local) * self.config.noise)
-        received = (turn.round, [vector.clone() for vector in update.start])
-        self._seen[turn.client] = [*before, received]
+            models[turn.client] = torch.stack([then, start])
+        self._rounds[turn.client] = torch.tensor([number, turn.round])
 
 
 class NaN(Attack):

@@ -28,10 +28,27 @@ class ClientStep:
         trainer: of the worker: its configuration, model and clients.
 
     Every random draw of a step comes from (seed, purpose, round, client), see `seeds`.
+
+    Attributes:
+        memory: what it remembers of clients from round to round, by name; see `remember`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.memory: dict[str, dict[int, torch.Tensor]] = {}
+
+    def remember(self, name: str) -> dict[int, torch.Tensor]:
+        """A tensor for each client that is kept from round to round and belongs to a checkpoint.
+
+        Args:
+            name: of what is kept.
+
+        Returns:
+            By client, to be filled by the step. The tensors are on any device, of one shape and
+            dtype; one that is in it is replaced and never written to.
+        """
+        self.memory[name] = {}
+        return self.memory[name]
 
     def rows(
         self, turn: Turn, x: torch.Tensor, y: torch.Tensor

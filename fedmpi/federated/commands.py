@@ -46,12 +46,16 @@ class LearnStep(Command, frozen=True):
 
 
 class Ready(Reply, frozen=True):
-    """A worker's clients, their rows, and the steps of SGD that each takes in a round."""
+    """A worker's clients, their rows, and the steps of SGD that each takes in a round.
+
+    `remembers`: its clients carry something from round to round, see `ClientStep.remember`.
+    """
 
     clients: list[int]
     rows: list[int]
     steps: list[int]
     device: str
+    remembers: bool = False
 
 
 class Train(Command, frozen=True):
@@ -139,7 +143,8 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
     worker.store[TRAINER] = trainer
     worker.store[MODEL] = wire_memory(trainer.start, worker.transport.takes_gpu_memory)
     rows = [shard.rows(c) for c in shard.ids]
-    return Ready(list(shard.ids), rows, [trainer.local_steps(n) for n in rows], str(device))
+    steps = [trainer.local_steps(n) for n in rows]
+    return Ready(list(shard.ids), rows, steps, str(device), bool(trainer.memory()))
 
 
 @handles(LearnStep)

@@ -31,11 +31,13 @@ class Dataset(ABC):
         row_shape: shape of a row.
         classes: number of classes, 0 for regression.
         recipe: what it was made with.
+        name: 64 hex digits that name what the recipe gives, however it is split.
     """
 
     row_shape: tuple[int, ...]
     classes: int
     recipe: Recipe
+    name: str
 
     @abstractmethod
     def test(self) -> Blocks:
@@ -82,6 +84,7 @@ class ShardedDataset(Dataset):
         self.row_shape = index.row_shape
         self.classes = index.classes
         self.recipe = index.recipe
+        self.name = index.dataset
 
     def test(self) -> Blocks:
         return held_out(self.folder, self.index, BATCH, self.cache_mib, self.verify)
@@ -106,6 +109,7 @@ class ScatteredDataset(Dataset):
         self.row_shape = made.source.row_shape
         self.classes = made.source.classes
         self.recipe = made.recipe
+        self.name = made.dataset
 
     def test(self) -> Blocks:
         return held_out_of_source(self.plan, BATCH, self.cache_mib)
@@ -160,7 +164,7 @@ def _home(crew: Crew, replies: list[Ready]) -> Home:
             f"workers train on different kinds of device ({found}), which round differently: "
             "choose nodes of one kind, or --device cpu"
         )
-    home = Home({}, {}, {})
+    home = Home({}, {}, {}, any(ready.remembers for ready in replies))
     for rank, ready in zip(crew.ranks, replies, strict=True):
         home.rank.update(dict.fromkeys(ready.clients, rank))
         home.rows.update(zip(ready.clients, ready.rows, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fedmpi.federated.deviations import (
     together,
 )
 from fedmpi.federated.metrics import ClientScore, Suspect
+from fedmpi.federated.remembered import as_text, from_text
 from fedmpi.federated.robust.distances import Distances
 from fedmpi.federated.seeds import derive
 
@@ -114,6 +116,26 @@ class Detector:
             for s in beyond
         ]
         return sorted(found, key=lambda s: s.client)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Scores, reasons and latest updates of the clients seen so far, see `Remembers`."""
+        scored, seen = list(self._score), list(self._past)
+        past = np.array([self._past[client] for client in seen], dtype=np.float32)
+        return {
+            "scored": torch.tensor(scored, dtype=torch.int64),
+            "score": torch.tensor(list(self._score.values()), dtype=torch.float64),
+            "seen": torch.tensor(seen, dtype=torch.int64),
+            "past": torch.from_numpy(past),
+            "reasons": from_text(json.dumps(self._reasons)),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+        scored, seen = saved["scored"].tolist(), saved["seen"].tolist()
+        self._score = dict(zip(scored, saved["score"].tolist(), strict=True))
+        self._past = dict(zip(seen, saved["past"].numpy().copy(), strict=True))
+        reasons = json.loads(as_text(saved["reasons"]))
+        self._reasons = {int(client): why for client, why in reasons.items()}
 
     def _signs(self, losses: Sequence[float] | None) -> tuple[Signs, NDArray[np.int64]]:
         gram = self._products.inner().numpy()

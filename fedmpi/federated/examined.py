@@ -21,6 +21,7 @@ from fedmpi.federated.detection import Detector, detector_of
 from fedmpi.federated.fixed_point import real
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.kept import Block, GiveBlock, PutBlock, SumKept, TrainAndKeep
+from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.robust.fltrust import FLTrust
 from fedmpi.federated.robust.rules import rule_of
 from fedmpi.federated.rounds import Averaging, Home, Outcome
@@ -69,6 +70,10 @@ class Examined(Averaging):
         self.detector = detector_of(config, home.rank)
         collude = config.attack.kind in COLLUDING
         self.collusion = Collusion(config, sorted(home.rows)) if collude else None
+
+    def carried(self) -> dict[str, Remembers]:
+        looks = {"detector": self.detector} if self.detector else {}
+        return super().carried() | {"rule": self.rule} | looks
 
     def play(
         self,

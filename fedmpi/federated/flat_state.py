@@ -7,14 +7,14 @@ counters add a second one of int64. Nothing is gathered or scattered to send a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
 from torch import nn
 
 from fedmpi.comm.frame import DTYPES
-from fedmpi.errors import UsageError
+from fedmpi.errors import DataError, UsageError
 
 
 class FlatState:
@@ -71,6 +71,25 @@ class FlatState:
         """Copies other vectors of the same layout into this model."""
         for mine, other in zip(self.vectors, vectors, strict=True):
             mine.copy_(other, non_blocking=True)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The vectors, see `Remembers`."""
+        return {str(k): vector for k, vector in enumerate(self.vectors)}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state_dict` gave.
+
+        Raises:
+            DataError: the vectors are those of another model.
+        """
+        vectors = [saved[str(k)] for k in range(len(self.vectors))]
+        for mine, other in zip(self.vectors, vectors, strict=True):
+            if mine.dtype != other.dtype or mine.shape != other.shape:
+                raise DataError(
+                    f"the state of another model: found {other.dtype} {list(other.shape)}, but "
+                    f"this one has {mine.dtype} {list(mine.shape)}"
+                )
+        self.load(vectors)
 
     def trained_in(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views on the trained parameters in vectors of this layout, as `trained` has them."""

@@ -26,6 +26,7 @@ from fedmpi.federated.examined import Examined, is_examined
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_privacy import LocalPrivacy
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
+from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet, draw_root
 from fedmpi.federated.rounds import Averaging, Cyclic, Home, Rounds
 from fedmpi.federated.seeds import derive
@@ -42,11 +43,13 @@ class Observer:
         round: after every round.
         clients: after a round whose clients were evaluated: all of them.
         scores: after a round whose clients were scored: those of the cohort.
+        ended: after a round of which all has been told: a job may be left here, and go on later.
     """
 
     round: Callable[[RoundMetrics], None]
     clients: Callable[[list[ClientMetrics]], None]
     scores: Callable[[list[ClientScore]], None] = lambda scores: None
+    ended: Callable[[int], None] = lambda number: None
 
 
 class Job:
@@ -65,6 +68,8 @@ class Job:
         dataset: what is trained and evaluated on.
         evaluated: rows that are evaluated: all held-out rows but the owner's root set.
         attackers: clients that attack.
+        home: where the clients live.
+        played: rounds that have ended.
 
     Raises:
         UsageError, DataError: what the configuration names cannot be, or does not fit.
@@ -91,6 +96,7 @@ class Job:
         check_attack(config.attack, self.dataset.row_shape, self.dataset.classes)
         self.model = self._make_model()
         home = self.dataset.set_up_workers(for_workers(config, strategy), crew, self.model)
+        self.home, self.played = home, 0
         self.attackers = appoint(config, crew, home.rank)
         device = pick(config.compute.device, crew.endpoint.transport.local_rank)
         self.config = resolved(config, self.dataset, crew, device)
@@ -124,8 +130,13 @@ class Job:
             refuse_shared_statistics(model, name, shape)
         return model
 
+    def carried(self) -> dict[str, Remembers]:
+        """What the owner carries from round to round: what clients do stays with the workers."""
+        local = {"local_privacy": self._privacy} if self._privacy else {}
+        return self._rounds.carried() | local
+
     def run(self, observer: Observer) -> None:
-        """Trains for the configured rounds, or until the target accuracy or the privacy budget.
+        """Trains on up to the configured rounds, the target accuracy or the privacy budget.
 
         Raises:
             RemoteError: a worker failed.
@@ -141,7 +152,7 @@ class Job:
     def _play_all(self, observer: Observer) -> None:
         federated, clock = self.config.federated, time.perf_counter
         ended, sent = clock(), self._rounds.traffic()
-        for number in range(1, federated.rounds + 1):
+        for number in range(self.played + 1, federated.rounds + 1):
             begun, sent_before = clock(), sent
             lr = federated.lr * federated.lr_decay ** (number - 1)
             cohort = cohort_of_round(
@@ -189,7 +200,8 @@ class Job:
             )
             if self._rounds.scores:
                 observer.scores(self._rounds.scores)
-            ended = now
+            ended, self.played = now, number
+            observer.ended(number)
             if stopped or (found and 0 < federated.target_accuracy <= found.metric):
                 break
 

@@ -130,6 +130,19 @@ class LocalPrivacy:
             f"another round would spend more than epsilon {self.config.federated.privacy.epsilon:g}"
         )
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """In how many rounds each client has taken part, see `Remembers`."""
+        clients = sorted(self._account)
+        return {
+            "clients": torch.tensor(clients),
+            "taken": torch.tensor([self._taken[client] for client in clients]),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+        pairs = zip(saved["clients"].tolist(), saved["taken"].tolist(), strict=True)
+        self._taken = Counter({client: rounds for client, rounds in pairs if rounds})
+
     def _largest(self, taken: Mapping[int, int]) -> float:
         spent = (self._epsilon(self._account[c], rounds) for c, rounds in taken.items())
         return max(spent, default=0.0)

@@ -1,6 +1,7 @@
 """All modules of the room with commands for workers: what is not imported is not obeyed."""
 
 from fedmpi.federated import attacks as attacks
+from fedmpi.federated import client_memory as client_memory
 from fedmpi.federated import commands as commands
 from fedmpi.federated import encrypting as encrypting
 from fedmpi.federated import kept as kept

@@ -8,7 +8,7 @@ clip bounds, and what noise hides.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, floor, log2, sqrt
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedmpi.federated.fixed_point import LIMIT, RESOLUTION
 from fedmpi.federated.laws import RoundedGaussian
 from fedmpi.federated.noise_grid import NoiseGrid
 from fedmpi.federated.private_steps import UNCLIPPED, noise_key
+from fedmpi.federated.remembered import number
 from fedmpi.federated.terms import Terms
 
 CLIP_RATE = 0.2
@@ -133,6 +134,14 @@ class Privacy(ABC):
         """Fields of `RoundMetrics`."""
         return {"epsilon": self.epsilon}
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What has been spent, and the clip where that moves, see `Remembers`."""
+
+    @abstractmethod
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
+
     def remarks(self) -> list[str]:
         """Lines for a person, before the first round."""
         options, sampling = self.options, self.config.federated.sampling
@@ -215,6 +224,13 @@ class Central(Privacy):
     def findings(self) -> dict[str, Any]:
         return super().findings() | ({"clip": self._used} if self.options.adaptive else {})
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"rounds": number(self._rounds), "clip": number(float(self.clip))}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        self._rounds, self.clip = int(saved["rounds"]), float(saved["clip"])
+        self.epsilon = self._accountant.epsilon(self._rounds) if self._rounds else 0.0
+
     def _add(self, part: torch.Tensor, sampler: Sampler, noise: float, norm: float) -> None:
         """Noise on a part of the sum, of which clients have this norm at most."""
         n = part.numel()
@@ -265,6 +281,13 @@ class Distributed(Privacy):
             drawn = torch.from_numpy(grid.draw(noise_key(self.config, number, "owner")))
             total.add_(drawn.to(total).mul_(2.0**-grid.bits))
         self._spent = self._spent + self._known(max(included, 1), max(among, 1))
+        self.epsilon = RenyiCurve(self._spent, self.options.delta).epsilon()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"spent": torch.from_numpy(self._spent)}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        self._spent = saved["spent"].numpy().copy()
         self.epsilon = RenyiCurve(self._spent, self.options.delta).epsilon()
 
     def _grid(self, noise: float, among: int) -> NoiseGrid:

@@ -25,6 +25,7 @@ from fedmpi.federated.device import wire_memory
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.metrics import ClientScore, Excluded
 from fedmpi.federated.privacy import privacy_of
+from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet
 from fedmpi.federated.strategy import Cohort, Mean, Strategy
 from fedmpi.federated.terms import Terms
@@ -43,11 +44,13 @@ class Home:
         rank: of the worker that holds a client.
         rows: of a client.
         steps: of SGD that it takes in a round.
+        remember: clients carry something from round to round that stays with their workers.
     """
 
     rank: dict[int, int]
     rows: dict[int, int]
     steps: dict[int, int]
+    remember: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,10 @@ class Rounds(ABC):
         """What a person should know before the first round, a line each."""
         return []
 
+    def carried(self) -> dict[str, Remembers]:
+        """What the owner carries from round to round, by name: all of it is in a checkpoint."""
+        return {"model": self.state}
+
     def _without_clients(self, number: int) -> None:  # noqa: B027 - most have nothing to do
         """A round for which no client was drawn leaves the model as it is."""
 
@@ -336,6 +343,10 @@ class Averaging(Rounds):
 
     def remarks(self) -> list[str]:
         return self.privacy.remarks() if self.privacy else []
+
+    def carried(self) -> dict[str, Remembers]:
+        private = {"privacy": self.privacy} if self.privacy else {}
+        return super().carried() | {"strategy": self.strategy} | private
 
     def _without_clients(self, number: int) -> None:
         """With privacy nobody is to see that there were none: the model moves by noise alone."""

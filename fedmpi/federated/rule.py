@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,6 +58,13 @@ class Rule:
     def finish(self, mean: torch.Tensor) -> torch.Tensor:
         """The round's update, float64 [numel], of what the weights or the blocks have given."""
         return mean
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What it carries to the next round, see `Remembers`."""
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Takes back what `state_dict` gave."""
 
     def findings(self) -> dict[str, Any]:
         """What there is to say of the round when it has ended: fields of `RoundMetrics`."""

@@ -316,6 +316,14 @@ class Trainer:
             tally.train_seconds += t2 - t1
             tally.sum_seconds += (t1 - t0) + (clock() - t2)
 
+    def memory(self) -> dict[str, dict[int, torch.Tensor]]:
+        """What its steps remember of clients, by names that are the same on every worker."""
+        return {
+            f"{type(step).__name__}.{name}": of_client
+            for step in self.client_steps
+            for name, of_client in step.memory.items()
+        }
+
     def evaluate_clients(self) -> list[tuple[int, int, float, float]]:
         """(client, rows, loss, metric) of the start state on every client's own rows."""
         self.state.load(self.start)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fedmpi
 from fedmpi.comm.mpi import MpiTransport
+from fedmpi.data.files import atomic
 from fedmpi.study.units import size
 from fedmpi.workers.command import Command, Reply, handles
 from fedmpi.workers.crew import Crew
@@ -33,6 +37,7 @@ def describe() -> Facts:
     return {
         "host": socket.gethostname(),
         "cores": sorted(os.sched_getaffinity(0)),
+        "physical_cores": sorted({_physical(core) for core in os.sched_getaffinity(0)}),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
@@ -60,13 +65,17 @@ def answer(worker: Worker, command: Describe, tensors: list[torch.Tensor]) -> De
     return Described(describe())
 
 
-def show(crew: Crew | None, launcher: str, console: Console) -> None:
+def show(crew: Crew | None, launcher: str, console: Console, out: str = "") -> None:
     """Asks every rank and prints the table.
 
     Args:
         crew: the other ranks of an MPI launch; None without a launcher.
         launcher: its name.
         console: where to print.
+        out: a JSON file for the facts; empty: none.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     rows = [describe()]
     transport = crew.endpoint.transport if crew else None
@@ -79,6 +88,9 @@ def show(crew: Crew | None, launcher: str, console: Console) -> None:
             "gpu_aware": transport.gpu_aware(),
         }
     table(rows, mpi, console)
+    if out:
+        with atomic(Path(out)) as temporary:
+            temporary.write_text(json.dumps({"mpi": mpi, "ranks": rows}, indent=1) + "\n")
 
 
 def table(rows: Sequence[Facts], mpi: Mapping[str, Any], console: Console) -> None:
@@ -154,6 +166,15 @@ def _crowded_nodes(rows: Sequence[Facts]) -> list[str]:
                 f"({len(ranks)} ranks): timings there show no speed-up"
             )
     return lines
+
+
+def _physical(core: int) -> int:
+    """The physical core behind one that the kernel counts, named by the first that it has."""
+    path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    try:
+        return int(re.split("[,-]", path.read_text())[0])
+    except (OSError, ValueError):  # a container without /sys, or not Linux
+        return core
 
 
 def _version(package: str) -> str:

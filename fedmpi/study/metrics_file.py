@@ -6,6 +6,7 @@ readers know them (`NaN`, `Infinity`); null means that nothing was measured.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -19,26 +20,38 @@ from typing import Self
 import msgspec
 
 from fedmpi.data.files import reason
-from fedmpi.errors import DataError, FedMPIError
+from fedmpi.errors import DataError, FedMPIError, UsageError
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
 
 SECONDS_BETWEEN_SYNCS = 5.0
 
 
 class _LinesWriter:
-    """A new file that takes records as lines of JSON.
+    """A file that takes records as lines of JSON: a new one, or one that goes on.
+
+    It is locked, where the file system can do that, so that a run does not go on twice.
 
     Lines reach the file at once, so that a killed job loses none, and the disk every
     few seconds, so that a node that fails loses little and a fast run is not slowed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, go_on_after: int | None = None) -> None:
         self._path = path
+        mode = "xb" if go_on_after is None else "ab"
         try:
-            self._file = open(path, "xb", buffering=0)  # noqa: SIM115 -- closed by __exit__
+            self._file = open(path, mode, buffering=0)  # noqa: SIM115 -- closed by __exit__
         except OSError as error:
             raise self._failure(error) from None
         self._next_sync = 0.0
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(f"{path} is being written by another process: wait for it") from None
+        except OSError:
+            pass  # many cluster file systems cannot lock
+        if go_on_after is not None:
+            cut_back(path, go_on_after)
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +73,13 @@ class _LinesWriter:
         except OSError as error:
             raise self._failure(error) from None
 
+    def sync(self) -> None:
+        """Waits until the lines are on the disk; from any thread."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failure(error) from None
+
     def _append(self, records: Sequence[RoundMetrics | ClientMetrics | ClientScore]) -> None:
         lines = "".join(json.dumps(asdict(record)) + "\n" for record in records).encode()
         try:
@@ -78,6 +98,10 @@ class _LinesWriter:
 class MetricsWriter(_LinesWriter):
     """Writes metrics.jsonl.
 
+    Args:
+        path: of the file.
+        go_on_after: round after which to go on in a file that may be there; None: in a new file.
+
     Raises:
         FedMPIError: the file exists, or cannot be written (a full disk, a quota).
     """
@@ -88,7 +112,7 @@ class MetricsWriter(_LinesWriter):
 
 
 class ClientsWriter(_LinesWriter):
-    """Writes clients.jsonl, or scores.jsonl.
+    """Writes clients.jsonl, or scores.jsonl; see `MetricsWriter`.
 
     Raises:
         FedMPIError: the file exists, or cannot be written (a full disk, a quota).
@@ -97,6 +121,27 @@ class ClientsWriter(_LinesWriter):
     def write(self, clients: list[ClientMetrics] | list[ClientScore]) -> None:
         """Appends the clients of a round."""
         self._append(clients)
+
+
+def cut_back(path: Path, number: int) -> None:
+    """Takes the records of rounds after this one out of a file; rounds ascend in it.
+
+    Raises:
+        DataError: the file cannot be changed, or a line is damaged.
+    """
+    size = 0
+    try:
+        with open(path, "r+b") as file:
+            for line in file:
+                if not line.endswith(b"\n") or json.loads(line)["round"] > number:
+                    break
+                size += len(line)
+            file.truncate(size)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"cannot cut back {path}: {reason(error)}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged after byte {size}: {error}") from None
 
 
 def read_metrics(path: Path) -> list[RoundMetrics]:

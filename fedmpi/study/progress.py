@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -22,13 +23,13 @@ class Progress:
     Under mpirun stdout is a pipe: the lines are the same, and each is flushed.
     """
 
-    def __init__(self, console: Console, rounds: int) -> None:
+    def __init__(self, console: Console, rounds: int, earlier: Sequence[RoundMetrics] = ()) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self._console = console
         self._rounds = rounds
-        self._seen: list[RoundMetrics] = []
+        self._seen = list(earlier)
         self._bar = Bar(
             "rounds",
             BarColumn(),
@@ -38,7 +39,7 @@ class Progress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("rounds", total=rounds)
+        self._task = self._bar.add_task("rounds", total=rounds, completed=len(earlier))
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fedmpi.comm.last_words import LAST_WORDS
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import Config
-from fedmpi.federated.job import Observer
+from fedmpi.errors import Interrupted, Suspended
+from fedmpi.federated.checkpoint import Checkpoints
+from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
 from fedmpi.federated.model_file import save_model
 from fedmpi.federated.opened import opened
 from fedmpi.federated.strategy import Strategy
-from fedmpi.study.metrics_file import ClientsWriter, MetricsWriter
 from fedmpi.study.plot import curve
 from fedmpi.study.progress import Progress
+from fedmpi.study.records import Records
+from fedmpi.study.resume import Resumed
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.crew import Crew
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fedmpi.federated.encrypted import EncryptedJob
 
 
 @dataclass(frozen=True)
@@ -43,47 +50,107 @@ class Recorded:
 
 
 def run(
-    config: Config, crew: Crew, console: Console, strategy: type[Strategy] | None = None
+    config: Config,
+    crew: Crew,
+    console: Console,
+    strategy: type[Strategy] | None = None,
+    resume: str = "",
 ) -> Recorded:
     """Runs a job and records it.
 
     The folder appears when everything has been opened and checked. The records of ended
     rounds are in it whatever happens later; model.h5 and curve.png come at the end.
 
+    Args:
+        config: of the job.
+        crew: idle workers.
+        console: where a person reads.
+        strategy: see `Job`.
+        resume: folder of a run to go on with; `config` is then its own, or has changes that
+            `Resumed` allows.
+
     Raises:
+        Suspended: a signal has asked the run to leave; it can go on.
         FedMPIError: see `Job`, and what cannot be written.
     """
-    RunFolder.refuse_existing(config)
-    with opened(config, crew, strategy) as job:
-        folder = RunFolder.create(job.config)
-        for line in job.remarks:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        rounds: list[RoundMetrics] = []
-        with (
-            MetricsWriter(folder.metrics) as lines,
-            Progress(console, config.federated.rounds) as shown,
-        ):
-
-            def after_round(metrics: RoundMetrics) -> None:
-                rounds.append(metrics)
-                lines.write(metrics)
-                LAST_WORDS.keep(
-                    f"rounds up to {metrics.round} of {config.federated.rounds} are in "
-                    f"{folder.metrics}"
-                )
-                shown.round(metrics)
-
-            with ExitStack() as files:
-                observer = Observer(after_round, lambda clients: None)
-                if config.federated.evaluate_clients:
-                    client_lines = files.enter_context(ClientsWriter(folder.clients))
-                    observer = replace(observer, clients=client_lines.write)
-                if config.federated.detect.score:
-                    score_lines = files.enter_context(ClientsWriter(folder.scores))
-                    observer = replace(observer, scores=score_lines.write)
-                job.run(observer)
+    if config.federated.mode == "encrypted":
+        SIGNALS.release()  # its model is in the memory of processes that must not write it down
+    resumed = Resumed(Path(resume), config) if resume else None
+    if not resumed:
+        RunFolder.refuse_existing(config)
+    with ExitStack() as stack:
+        try:
+            with SIGNALS.at_once():
+                job = stack.enter_context(opened(config, crew, strategy))
+                if resumed:
+                    resumed.bring_back(job, lambda line: _print(console, line))
+        except Interrupted as signal:
+            again = resuming(crew, resumed.folder) if resumed else "the same command"
+            raise Suspended(f"{signal}: no round has begun; go on with: {again}") from None
+        rounds, folder = _play(job, crew, console, resumed)
     if config.secure.learns == "model":
         save_model(folder.model, job.model, job.config)
     curve(rounds, folder.curve, folder.path.name)
-    console.print(f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    _print(console, f"written to {folder.path}")
     return Recorded(job.model, rounds, job.config, folder)
+
+
+def _play(
+    job: Job | EncryptedJob, crew: Crew, console: Console, resumed: Resumed | None
+) -> tuple[list[RoundMetrics], RunFolder]:
+    """Trains, with everything that is recorded on the way; returns all rounds."""
+    config, asked = job.config, job.config.federated.rounds
+    checkpoints: Checkpoints | None = None
+    try:
+        with ExitStack() as stack, SIGNALS.patient():
+            folder = resumed.folder if resumed else RunFolder.create(config)
+            for line in job.remarks:
+                _print(console, line)
+            done = resumed.done if resumed else None
+            records = stack.enter_context(Records(folder, config, done))
+            rounds = resumed.take_over(config) if resumed else []
+            shown = stack.enter_context(Progress(console, asked, rounds))
+            observer = Observer(records.round, records.clients, records.scores)
+            how = ""
+            if isinstance(job, Job):
+                how = f"; go on with: {resuming(crew, folder)}"
+                checkpoints = Checkpoints(
+                    job, folder.checkpoints, records.sync, lambda line: _print(console, line)
+                )
+                observer = replace(observer, ended=checkpoints.after_round)
+
+            def after_round(metrics: RoundMetrics) -> None:
+                rounds.append(metrics)
+                records.round(metrics)
+                LAST_WORDS.keep(
+                    f"rounds up to {metrics.round} of {asked} are in {folder.metrics}{how}"
+                )
+                shown.round(metrics)
+
+            job.run(replace(observer, round=after_round))
+            if checkpoints:
+                checkpoints.finish()
+    except Interrupted as signal:
+        raise Suspended(f"{signal}: {_leave(checkpoints, asked)}{how}") from None
+    finally:
+        if checkpoints:
+            checkpoints.close()
+    return rounds, folder
+
+
+def _leave(checkpoints: Checkpoints | None, asked: int) -> str:
+    """Writes the last checkpoint; says where the run stands."""
+    newest = checkpoints.leave() if checkpoints else 0
+    if not (checkpoints and newest):
+        return f"no round of {asked} has ended"
+    return f"the state after round {newest} of {asked} is in {checkpoints.path_of(newest)}"
+
+
+def resuming(crew: Crew, folder: RunFolder) -> str:
+    """The command with which a run goes on."""
+    ranks = "" if crew.in_process else f"mpirun -n {len(crew.ranks) + 1} "
+    return f"{ranks}python -m fedmpi run --resume {folder.path}"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -45,9 +45,7 @@ class RunFolder:
             raise UsageError(
                 f"cannot make the run's folder {error.filename}: {reason(error)}"
             ) from None
-        with atomic(folder.config) as temporary:
-            # Without the name, which is taken: the file is there to be run again.
-            temporary.write_text(to_toml(replace(config, name="")), encoding="utf-8")
+        write_config(folder, config)
         return folder
 
     @staticmethod
@@ -65,6 +63,11 @@ class RunFolder:
     def config(self) -> Path:
         """The whole configuration, ready to be run again."""
         return self.path / "config.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder from whose files the run can go on."""
+        return self.path / "checkpoints"
 
     @property
     def metrics(self) -> Path:
@@ -95,6 +98,12 @@ class RunFolder:
     def report(self) -> Path:
         """What `report` draws."""
         return self.path / "report.png"
+
+
+def write_config(folder: RunFolder, config: Config) -> None:
+    """Writes config.toml, without the name, which is taken: the file is there to be run again."""
+    with atomic(folder.config) as temporary:
+        temporary.write_text(to_toml(replace(config, name="")), encoding="utf-8")
 
 
 def _make_next(out: Path, config: Config) -> Path:

@@ -60,6 +60,12 @@ class Failure(Reply, frozen=True):
     call: int = 0
 
 
+class Signalled(Reply, frozen=True):
+    """This worker was sent a signal that asks the job to leave; see `comm.signals`."""
+
+    name: str
+
+
 class Answer(NamedTuple):
     """A reply with tensors in its frame; they leave before the next command is obeyed."""
 

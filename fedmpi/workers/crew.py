@@ -10,8 +10,9 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.errors import RemoteError
-from fedmpi.workers.command import Command, Failure, Reply, Stop, entry_of
+from fedmpi.workers.command import Command, Failure, Reply, Signalled, Stop, entry_of
 
 R = TypeVar("R", bound=Reply)
 
@@ -101,8 +102,12 @@ class Crew:
 
     def _hear_alarm(self) -> None:
         frame = self.endpoint.poll(Channel.ALARM)
-        if frame is not None:
-            raise _remote_error(frame.source, msgspec.msgpack.decode(frame.message, type=Failure))
+        if frame is None:
+            return
+        alarm = msgspec.msgpack.decode(frame.message, type=Failure | Signalled)
+        if isinstance(alarm, Failure):
+            raise _remote_error(frame.source, alarm)
+        SIGNALS.told(frame.source, alarm.name)
 
 
 def _remote_error(rank: int, failure: Failure) -> RemoteError:

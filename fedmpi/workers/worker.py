@@ -9,9 +9,19 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import MEMORY, ProtocolError, Unreadable
+from fedmpi.comm.signals import SIGNALS
 from fedmpi.comm.threads import Aborted
 from fedmpi.errors import FedMPIError, UsageError
-from fedmpi.workers.command import Answer, Command, Failure, Reply, Stop, decode_command, entry_of
+from fedmpi.workers.command import (
+    Answer,
+    Command,
+    Failure,
+    Reply,
+    Signalled,
+    Stop,
+    decode_command,
+    entry_of,
+)
 from fedmpi.workers.objects import ObjectStore
 
 OWNER = 0
@@ -38,6 +48,9 @@ class Worker:
         self.store: dict[str, Any] = {}
         self.objects = ObjectStore(self.rank, MEMORY)
         self._failure: Failure | None = None
+        self._signalled = False
+        if not self.transport.in_process:  # a thread is sent no signals
+            self.transport.watch = self.tell_of_signal
 
     def object(self, key: str, kind: type[T]) -> T:
         """The stored object of that id, which must be of that kind."""
@@ -45,6 +58,12 @@ class Worker:
         if not isinstance(found, kind):
             raise FedMPIError(f"rank {self.rank} holds no {kind.__name__} {key!r}")
         return found
+
+    def tell_of_signal(self) -> None:
+        """Tells the owner, once, if this process was asked to leave; called while it waits."""
+        if SIGNALS.name and not self._signalled:
+            self._signalled = True
+            self.endpoint.send(OWNER, Channel.ALARM, Signalled(SIGNALS.name))
 
     def serve(self) -> int:
         """Obeys until `Stop`; returns its exit status."""

@@ -110,8 +110,8 @@ def test_a_free_rider_sends_the_change_of_the_model(tmp_path: Path) -> None:
     assert torch.equal(update.local[0], (later - 1) + ((later - 1) - later))
     [step] = trainer.client_steps
     assert isinstance(step, FreeRider)
-    assert list(step._seen) == [BAD]
-    assert len(step._seen[BAD]) == 2
+    assert list(step._rounds) == [BAD]
+    assert len(step._models[0][BAD]) == 2
 
 
 def test_a_free_rider_hides_behind_noise(tmp_path: Path) -> None:

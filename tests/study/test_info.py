@@ -1,11 +1,15 @@
 import io
+import json
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 from rich.console import Console
 
+from fedmpi import cli
+from fedmpi.errors import DataError
 from fedmpi.study import info
 
 MPI = {"library": "MPICH 5.0.0", "ranks": 4, "launcher": "mpirun", "gpu_aware": False}
@@ -57,3 +61,15 @@ def test_table_points_out_crowded_nodes(facts: info.Facts) -> None:
     assert "note: node1 has 2 cores for 3 threads (3 ranks)" in text
     pinned = [facts | {"cores": [core]} for core in range(3)]
     assert "note:" not in printed(pinned)
+
+
+def test_facts_of_every_rank_as_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "machine.json"
+    cli.main(["info", "--out", str(path)], None, "")
+    told = json.loads(path.read_text())
+    assert told["mpi"]["ranks"] == len(told["ranks"]) == 1
+    [rank] = told["ranks"]
+    assert set(rank["physical_cores"]) <= set(range(os.cpu_count() or 1))
+    assert 1 <= len(rank["physical_cores"]) <= len(rank["cores"])
+    with pytest.raises(DataError, match="nowhere"):
+        cli.main(["info", "--out", str(tmp_path / "nowhere" / "x.json")], None, "")

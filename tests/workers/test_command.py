@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import fedmpi.federated.client_memory as client_memory
 import fedmpi.federated.commands as federated
 import fedmpi.federated.encrypting as encrypting
 import fedmpi.federated.kept as kept
@@ -20,6 +21,7 @@ from fedmpi.comm.frame import ProtocolError
 from fedmpi.config import Config, Recipe
 from fedmpi.data.normalise import Normalisation
 from fedmpi.federated.attacks import Appoint
+from fedmpi.federated.checkpoint_file import ClientsFile
 from fedmpi.federated.ckks_parameters import Parameters
 from fedmpi.federated.encrypted_sum import Plan
 from fedmpi.federated.local_privacy import ChooseNoise
@@ -55,6 +57,8 @@ COMMANDS: list[Command] = [
     kept.GiveBlock([3, 5], 0, 1000),
     kept.PutBlock([3, 5], 1000),
     kept.SumKept([3], [0.5]),
+    client_memory.KeepMemory("runs/x", 3),
+    client_memory.RecallMemory("runs/x", [ClientsFile("x.h5", "ab", [3])]),
     masking.Agree(1, 0, [3, 5], [1, 2]),
     masking.MaskSum(),
     masking.Unmask(1, 0, [5]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median_low
 
 import torch
@@ -81,3 +82,11 @@ class CentredClipping(Rule):
             mean.add_(self._last.to(mean.device), alpha=self._of_last)
         self._last = mean.to("cpu", copy=True)
         return mean
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The result of the round before; without elements before the first."""
+        return {"last": torch.empty(0) if self._last is None else self._last}
+
+    def load_state_dict(self, saved: Mapping[str, torch.Tensor]) -> None:
+        last = saved["last"]
+        self._last = last.clone() if last.numel() else None

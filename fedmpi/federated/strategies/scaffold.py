@@ -26,7 +26,7 @@ class Controlled(ClientStep):
         super().__init__(trainer)
         self._trained = trainer.state.trained_in(trainer.state.vectors)
         self._lengths = [t.numel() for t in self._trained]
-        self._variates: dict[int, torch.Tensor] = {}
+        self._variates = self.remember("variate")
 
     def training(self, turn: Turn, step: TrainStep) -> TrainStep:
         [c] = (vector.to(self.trainer.device) for vector in self.trainer.beside)

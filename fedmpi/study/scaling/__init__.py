@@ -1,0 +1,1 @@
+"""Scaling studies: how a round's time changes with the number of workers."""
