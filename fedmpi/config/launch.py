@@ -18,6 +18,9 @@ class CommConfig:
     """Number of workers; auto: all ranks but the owner under MPI, 7 in one process."""
     topology: Literal["tree", "star"] = "tree"
     """How the model goes out and the updates come in."""
+    hierarchy_above: int = 0
+    """With more workers than this, one worker of each node takes the model for its node and adds
+    up what its node sends: the tree is one of nodes. Without limit: 65536."""
     chunk_kib: int = 512
     """Size of the pieces in which large vectors travel down and up the tree."""
 
@@ -30,6 +33,12 @@ class CommConfig:
             "workers",
             self.workers,
             "1 to 65,536 workers",
+        )
+        require(
+            0 <= self.hierarchy_above <= 65_536,
+            "hierarchy_above",
+            self.hierarchy_above,
+            "0 to 65,536 workers",
         )
         require(1 <= self.chunk_kib <= 2**20, "chunk_kib", self.chunk_kib, "1 to 1,048,576 KiB")
 
