@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -67,7 +66,7 @@ class Cluster:
         self.delay = delay
         self._first_rate = rate
         self._prefix = f"{PREFIX}-{os.getpid()}-{time.monotonic_ns() % 10**9}"
-        self._switch = f"{self._prefix}-switch"
+        self._switch = self._namespace("switch")
         self._before: Any = None
 
     def __enter__(self) -> Cluster:
@@ -115,9 +114,11 @@ class Cluster:
         UCX, in MPICH, sees that all hosts run on one kernel, and would hand messages over in
         memory; shared memory between the ranks of a host is MPICH's own and stays.
         """
-        return (
-            {"UCX_TLS": "tcp,self"} if mpi == "mpich" else {"OMPI_MCA_btl_tcp_if_include": "eth0"}
-        )
+        variables = {
+            "mpich": {"UCX_TLS": "tcp,self"},
+            "openmpi": {"OMPI_MCA_btl_tcp_if_include": "eth0"},
+        }
+        return variables[mpi]
 
     def limit(self, rate: str) -> None:
         """Another rate from now on, as `rate` of the constructor."""
@@ -137,10 +138,8 @@ class Cluster:
         """Of every host, since it was made."""
         found = []
         for name in self.names:
-            [link] = json.loads(
-                _ip("-j", "-s", "-n", self._namespace(name), "link", "show", "eth0")
-            )
-            count = link["stats64"]
+            told = _ip("-j", "-s", "-n", self._namespace(name), "link", "show", "eth0")
+            count = json.loads(told)[0]["stats64"]
             found.append(Traffic(count["tx"]["bytes"], count["rx"]["bytes"]))
         return found
 
@@ -190,7 +189,7 @@ class Cluster:
                 _ip("link", "add", "eth0", "netns", host, *pair)
 
     def _tear_down(self) -> None:
-        for name in (*self.names, "switch"):
+        for name in ("switch", *self.names):  # the wires end before what they join
             _remove(self._namespace(name))
         shutil.rmtree(self.folder)
         signal.signal(signal.SIGTERM, self._before)

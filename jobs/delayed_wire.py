@@ -2,10 +2,10 @@
 
     ip netns exec SWITCH python delayed_wire.py WIRES SECONDS
 
-Makes two TAP interfaces for each wire, wireK (to be moved into a host, where it becomes eth0) and
-portK, says "ready", and hands every frame on until it is killed. On the way from a host it waits for
-so many seconds, on the way back not at all: from host to host is one delay. tc's netem does the
-same inside the kernel, but is a module that a kernel need not have; TUN nearly always is there.
+Makes two TAP interfaces for each wire, wireK (to be moved into a host, where it becomes eth0)
+and portK, says "ready", and hands every frame on until it is killed. On the way from a host it
+waits for so many seconds, on the way back not at all: from host to host is one delay. tc's netem
+does the same inside the kernel, but a kernel need not have it; TUN is nearly always there.
 """
 
 from __future__ import annotations
