@@ -115,6 +115,10 @@ bench-spdz: $(VENV)/.run ## what secure computation costs beside CrypTen and SPU
 bench-secure: $(VENV)/.run ## what secure aggregation costs a round; ARGS="--root MNIST_FOLDER"
 	python jobs/bench_secure.py $(ARGS)
 
+.PHONY: bench-network
+bench-network: $(VENV)/.run ## trees against bandwidth, plans against latency, on network namespaces; needs root
+	python -m jobs.bench_network $(ARGS)
+
 .PHONY: strategies
 strategies: $(VENV)/.run ## rounds to accuracy for every strategy, ten minutes; ARGS="--root MNIST_FOLDER"
 	python jobs/strategies.py $(ARGS)

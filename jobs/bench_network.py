@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import Cluster
+from jobs.cluster import Cluster, mpi_of
 
 RATES = ("10gbit", "1gbit", "250mbit", "100mbit")
 DELAYS_MS = (0.0, 0.1, 1.0, 5.0)
@@ -50,8 +50,7 @@ def run(cluster: Cluster, ranks: int, *arguments: str) -> str:
     """A program on the ranks, dealt round the hosts, by the mpirun beside this Python."""
     beside = Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else "mpirun"
-    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=True)
-    mpi = "openmpi" if "Open MPI" in version.stdout else "mpich"
+    mpi = mpi_of(mpirun)
     command = [*cluster.on("node0"), mpirun, *cluster.placed(mpi), "-n", str(ranks)]
     environment = os.environ | cluster.environment(mpi) | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

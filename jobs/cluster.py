@@ -61,6 +61,8 @@ class Cluster:
     def __init__(self, hosts: int, rate: str = "", delay: float = 0.0) -> None:
         if not 1 <= hosts <= LARGEST:
             raise RuntimeError(f"{hosts} hosts: a cluster has 1 to {LARGEST}")
+        if not 0 <= delay <= 10:
+            raise RuntimeError(f"a delay of {delay:g} s: 0 to 10 s")
         self.names = [f"node{k}" for k in range(hosts)]
         self.rate = ""
         self.delay = delay
@@ -195,6 +197,17 @@ class Cluster:
         signal.signal(signal.SIGTERM, self._before)
 
 
+def mpi_of(mpirun: str) -> str:
+    """Whose launcher it is: "mpich" or "openmpi".
+
+    Raises:
+        RuntimeError: there is no such program.
+    """
+    if shutil.which(mpirun) is None:
+        raise RuntimeError(f"{mpirun} is not installed")
+    return "openmpi" if "Open MPI" in _run(mpirun, "--version") else "mpich"
+
+
 def missing(delay: float = 0.0) -> str:
     """Why there can be no cluster here; empty if there can be one."""
     if not sys.platform.startswith("linux"):
@@ -262,9 +275,8 @@ def main() -> int:
     parser.add_argument("--mpirun", default="mpirun", help="of MPICH or Open MPI")
     parser.add_argument("arguments", nargs="+", help="of mpirun, after --")
     chosen = parser.parse_args()
-    version = _run(chosen.mpirun, "--version")
-    mpi = "openmpi" if "Open MPI" in version else "mpich"
     try:
+        mpi = mpi_of(chosen.mpirun)
         with Cluster(chosen.hosts, chosen.rate, chosen.delay_ms / 1000) as cluster:
             options = cluster.placed(mpi, chosen.slots)
             done = subprocess.run(

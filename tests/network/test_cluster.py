@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import HOST_FILES, PREFIX, Cluster
+from jobs.cluster import HOST_FILES, PREFIX, Cluster, missing
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.launch
@@ -119,8 +119,10 @@ def test_nothing_is_left_after_an_error_inside() -> None:
         (lambda: Cluster(0), "0 hosts"),
         (lambda: Cluster(201), "201 hosts"),
         (lambda: Cluster(2, "fast"), 'tc .*"?fast"?'),
+        (lambda: Cluster(2, delay=-0.001), "a delay of -0.001 s"),
+        (lambda: Cluster(2, delay=float("nan")), "a delay of nan s"),
     ],
-    ids=["none", "many", "rate"],
+    ids=["none", "many", "rate", "past", "nan"],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     make: Callable[[], Cluster], sentence: str
@@ -128,6 +130,32 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(
     with pytest.raises(RuntimeError, match=sentence), make():
         raise AssertionError("there is no such cluster")
     assert of(os.getpid()) == []
+
+
+def test_who_cannot_make_one_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 1000)
+        assert missing() == "only root may make network namespaces, and this is user 1000"
+    monkeypatch.setenv("PATH", "")
+    assert missing() == "ip is not installed"
+
+
+def test_the_command_ends_as_its_mpirun_does_and_tells_the_traffic(tmp_path: Path) -> None:
+    fake = tmp_path / "mpirun"
+    fake.write_text("#!/bin/sh\n[ $1 = --version ] || { hostname; echo $6 $7; exit 3; }\n")
+    fake.chmod(0o755)
+    for mpirun, status in ((fake, 3), (tmp_path / "none", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.cluster", "--hosts", "2", "--slots", "3",
+             "--mpirun", str(mpirun), "--", "x"],
+            capture_output=True, text=True, cwd=ROOT, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == status
+        if status == 3:
+            assert done.stdout.splitlines() == ["node0", "node0:3,node1:3 x"]
+            assert "node1: 0.00" in done.stderr
+        else:
+            assert done.stderr == f"cluster: {mpirun} is not installed\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
