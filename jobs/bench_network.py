@@ -185,17 +185,23 @@ def _gigabits(rate: str) -> float:
 
 
 def _table(found: dict[tuple[str, str, Any], list[float]]) -> None:
-    for part, unit, factor in (("bandwidth", "s", 1), ("latency", "ms", 1000)):
-        places = list(dict.fromkeys(at for kind, _, at in found if kind == part))
+    """Prints one table for each part; a cell is empty where nothing was measured."""
+    kinds = (("bandwidth", "s", 1, _gigabits), ("latency", "ms", 1000, float))
+    for part, unit, factor, number in kinds:
+        places = sorted({at for kind, _, at in found if kind == part}, key=number)
         print(f"\n| {part} | " + " | ".join(f"{at}" for at in places) + " |")
         print("| --- |" + " ---: |" * len(places))
         for what in dict.fromkeys(what for kind, what, _ in found if kind == part):
             cells = []
             for at in places:
                 values = [v * factor for v in found.get((part, what, at), [])]
-                low, middle, high = min(values), statistics.median(values), max(values)
-                cells.append(f"{middle:.3g} {unit} ({low:.3g} to {high:.3g}; {len(values)})")
+                cells.append(_cell(values, unit) if values else "")
             print(f"| {what} | " + " | ".join(cells) + " |")
+
+
+def _cell(values: Sequence[float], unit: str) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.3g} {unit} ({low:.3g} to {high:.3g}; {len(values)})"
 
 
 def _figure(
@@ -230,6 +236,9 @@ def _figure(
         axes.invert_xaxis()
     else:
         axes.set_xscale("symlog", linthresh=0.1)
+    measured = sorted({place(at) for kind, _, at in found if kind == part})
+    axes.set_xticks(measured, [f"{at:g}" for at in measured])
+    axes.set_xticks([], minor=True)
     axes.set_yscale("log")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
