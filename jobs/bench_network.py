@@ -240,6 +240,8 @@ def _figure(
     axes.set_xticks(measured, [f"{at:g}" for at in measured])
     axes.set_xticks([], minor=True)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if part == "bandwidth" else "")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(True, which="both", alpha=0.3)
