@@ -131,6 +131,10 @@ bench-startup: $(VENV)/.run ## where the time goes until the first round has end
 memory: $(VENV)/.run ## peak memory of each rank at 10 to 10,000 clients; ARGS="--out FOLDER"
 	python jobs/memory.py $(ARGS)
 
+.PHONY: bench-network
+bench-network: $(VENV)/.run ## trees against bandwidth, plans against latency, on network namespaces; needs root
+	python -m jobs.bench_network $(ARGS)
+
 .PHONY: strategies
 strategies: $(VENV)/.run ## rounds to accuracy for every strategy, ten minutes; ARGS="--root MNIST_FOLDER"
 	python jobs/strategies.py $(ARGS)

@@ -60,6 +60,8 @@ class Launcher:
     name: str
     mpirun: str
     variables: Mapping[str, str] = field(default_factory=dict)
+    prefix: Sequence[str] = ()
+    """What goes before mpirun: a command that runs it somewhere else."""
 
     def run(
         self,
@@ -83,7 +85,15 @@ class Launcher:
         Raises:
             TimedOut: the job was still running at the limit.
         """
-        command = [self.mpirun, *options, "-n", str(n), sys.executable, *map(os.fspath, args)]
+        command = [
+            *self.prefix,
+            self.mpirun,
+            *options,
+            "-n",
+            str(n),
+            sys.executable,
+            *map(os.fspath, args),
+        ]
         return _run(command, timeout, {**self.variables, **(env or {})}, cwd)
 
 

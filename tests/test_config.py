@@ -174,6 +174,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (CommConfig, "transport", ["tcp"]),
     (CommConfig, "workers", [0, -1, 65_537, "many"]),
     (CommConfig, "topology", ["ring"]),
+    (CommConfig, "hierarchy_above", [-1, 65_537]),
     (CommConfig, "chunk_kib", [0, 2**20 + 1]),
     (ComputeConfig, "device", ["gpu"]),
     (ComputeConfig, "threads", [0, 1025]),

@@ -1,8 +1,8 @@
 """Broadcast and sum of long vectors over point-to-point messages.
 
-The ranks of a group stand in a binomial tree (or a star) whose root is the group's first
-rank. A vector travels in chunks, so that a rank passes on the first chunk while the next
-is still arriving: the levels of the tree overlap.
+The ranks of a group stand in a binomial tree (or a star, or a tree of nodes) whose root is the
+group's first rank. A vector travels in chunks, so that a rank passes on the first chunk while
+the next is still arriving: the levels of the tree overlap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import as_bytes
 from fedmpi.comm.transport import Pending, Transport
 
-Topology = Literal["tree", "star"]
+Topology = Literal["tree", "star"] | list[int]
+"""How the ranks of a group are joined; a list is a tree of nodes: the node of each of them."""
 
 PIECES = 8
 """Of a broadcast vector: the levels of a tree overlap to 7/8."""
@@ -38,12 +39,34 @@ class Place:
 def place(rank: int, group: Sequence[int], topology: Topology) -> Place:
     """The place of a rank in the tree over `group`.
 
-    In the binomial tree the parent of position i is i without its lowest set bit; the
-    child with the largest subtree comes first, since its subtree needs the longest.
+    In a tree of nodes the first rank of each node in the group leads it: the leaders form one
+    binomial tree, and below each of them its node forms another, so that a vector enters or
+    leaves a node once. (Karonis et al. 2000, "Exploiting hierarchy in parallel computer networks
+    to optimize collective operation performance", with two levels.)
+    """
+    if topology == "tree":
+        return _binomial(rank, group)
+    if topology == "star":
+        root, *others = group
+        return Place(None, tuple(others)) if rank == root else Place(root, ())
+    nodes: dict[int, list[int]] = {}
+    for member, node in zip(group, topology, strict=True):
+        nodes.setdefault(node, []).append(member)
+    own = _binomial(rank, next(members for members in nodes.values() if rank in members))
+    if own.parent is not None:
+        return own
+    among = _binomial(rank, [leader for leader, *_ in nodes.values()])
+    # Other nodes first: the network is slower than memory.
+    return Place(among.parent, among.children + own.children)
+
+
+def _binomial(rank: int, group: Sequence[int]) -> Place:
+    """The place in a binomial tree.
+
+    The parent of position i is i without its lowest set bit; the child with the largest
+    subtree comes first, since its subtree needs the longest.
     """
     i, n = list(group).index(rank), len(group)
-    if topology == "star":
-        return Place(None if i == 0 else group[0], tuple(group[1:]) if i == 0 else ())
     lowest = i & -i if i else 1 << n.bit_length()
     steps = [1 << k for k in range(n.bit_length()) if 1 << k < lowest and i + (1 << k) < n]
     return Place(
@@ -122,7 +145,7 @@ def reduce_sum(
         group: ranks, the root first.
         vector: contiguous 1-D int64 of the same length everywhere. Integer addition is
             exact and wraps in any order alike, so the sum does not depend on the tree.
-        topology: tree or star.
+        topology: how they are joined.
         chunk_bytes: size of the pieces.
         expected: seconds until the first child will probably have its vector.
     """

@@ -131,6 +131,7 @@ class MpiTransport(Transport):
         self.local_rank = node.rank
         self.ranks_on_node = node.size
         self.cores_on_node = self._count_cores(node)
+        self.nodes = self._find_nodes(node)
         node.Free()
         self.takes_gpu_memory = torch.cuda.is_available() and self.gpu_aware()
 
@@ -140,6 +141,13 @@ class MpiTransport(Transport):
         mine[list(os.sched_getaffinity(0))] = 1
         node.Allreduce(self._mpi.IN_PLACE, mine, op=self._mpi.MAX)
         return int(mine.sum())
+
+    def _find_nodes(self, node: MPI.Comm) -> list[int]:
+        """The node of every rank, named by the lowest rank that is on it."""
+        lowest, nodes = np.array([self.rank], np.int32), np.empty(self.size, np.int32)
+        node.Allreduce(self._mpi.IN_PLACE, lowest, op=self._mpi.MIN)
+        self._comm.Allgather(lowest, nodes)
+        return [int(rank) for rank in nodes]
 
     def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
         request = self._comm.Isend([note, len(note), self._mpi.BYTE], destination, tag)

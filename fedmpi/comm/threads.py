@@ -107,6 +107,7 @@ class ThreadTransport(Transport):
         self.hub = hub
         self.rank = self.local_rank = rank
         self.size = hub.size
+        self.nodes = [0] * hub.size
         self._mailbox = hub.mailboxes[rank]
         self._receives: dict[tuple[int, int], deque[_Receive]] = defaultdict(deque)
 

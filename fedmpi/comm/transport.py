@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -31,6 +31,7 @@ class Transport(ABC):
         rank: this process or thread.
         size: all of them, the owner included.
         local_rank: position among the ranks of this node; picks the GPU.
+        nodes: a number for each rank, the same for those that share memory.
         takes_gpu_memory: buffers may lie on a GPU.
         in_process: ranks are threads of one process, and share PyTorch's default generator.
         watch: called while this rank waits for anything; what it raises ends the wait.
@@ -41,6 +42,7 @@ class Transport(ABC):
     rank: int
     size: int
     local_rank: int
+    nodes: Sequence[int]
     in_process: bool
     takes_gpu_memory: bool = False
     watch: Callable[[], None] | None = None

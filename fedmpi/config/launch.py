@@ -19,6 +19,9 @@ class CommConfig:
     """Number of workers; auto: all ranks but the owner under MPI, 7 in one process."""
     topology: Literal["tree", "star"] = "tree"
     """How the model goes out and the updates come in."""
+    hierarchy_above: int = 0
+    """With more workers than this, one worker of each node takes the model for its node and adds
+    up what its node sends: the tree is one of nodes. Without limit: 65536."""
     chunk_kib: int = 1024
     """Size of the pieces in which large vectors travel down and up the tree."""
     secure_transport: bool = False
@@ -40,6 +43,12 @@ class CommConfig:
             raise UsageError(
                 f"key_file = {self.key_file!r} without secure_transport: add --secure-transport"
             )
+        require(
+            0 <= self.hierarchy_above <= 65_536,
+            "hierarchy_above",
+            self.hierarchy_above,
+            "0 to 65,536 workers",
+        )
         require(1 <= self.chunk_kib <= 2**20, "chunk_kib", self.chunk_kib, "1 to 1,048,576 KiB")
 
 

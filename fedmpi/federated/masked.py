@@ -23,7 +23,7 @@ from fedmpi.federated.masking import MASKED, Agree, MaskSum, Unmask, Unmasked
 from fedmpi.federated.masks import Mask, add_masks, pair_seed
 from fedmpi.federated.neighbours import Neighbourhood, neighbourhood
 from fedmpi.federated.shamir import SECRET_BYTES, SHARE_BYTES, rebuild
-from fedmpi.workers.vectors import ReduceSum, Route
+from fedmpi.workers.vectors import ReduceSum
 
 
 class Masked(Aggregation):
@@ -83,7 +83,7 @@ class Masked(Aggregation):
         self.findings["repeated"] = 1
         asked = self.asked
         ranks = sorted({asked.rank[client] for client in remaining})
-        route = Route([asked.route.group[0], *ranks], asked.route.topology, asked.route.chunk_bytes)
+        route = asked.route.among(ranks)
         again = replace(asked, cohort=list(remaining), ranks=ranks, route=route)
         self._agree(again, self._hood.attempt + 1)
         self.ask(again)

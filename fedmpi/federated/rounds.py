@@ -32,7 +32,7 @@ from fedmpi.federated.terms import Terms
 from fedmpi.federated.trainer import LOSS_UNIT, Tally
 from fedmpi.federated.update import UPDATE
 from fedmpi.workers.crew import Crew
-from fedmpi.workers.vectors import Broadcast, Route
+from fedmpi.workers.vectors import Broadcast, Route, route_over
 from fedmpi.workers.worker import OWNER
 
 
@@ -217,13 +217,13 @@ class Rounds(ABC):
 
     def broadcast(self, ranks: Sequence[int], beside: Sequence[torch.Tensor] = ()) -> Route:
         """Sends the owner's model, and vectors beside it; returns the route that it took."""
-        route = Route([OWNER, *ranks], self.config.comm.topology, self.chunk_bytes)
+        transport = self.crew.endpoint.transport
+        route = route_over([OWNER, *ranks], self.config.comm, transport.nodes)
         vectors = [*self.wire, *(vector.to(self.wire[0].device) for vector in beside)]
         dtypes = [str(v.dtype).removeprefix("torch.") for v in vectors]
         command = Broadcast(MODEL, route, dtypes, [v.numel() for v in vectors])
         self.crew.tell_all(ranks, command)
         self._stage()
-        transport = self.crew.endpoint.transport
         broadcast(transport, route.group, vectors, route.topology, route.chunk_bytes)
         return route
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 
-from fedmpi.comm.collective import broadcast, reduce_sum
+from fedmpi.comm.collective import Topology, broadcast, reduce_sum
 from fedmpi.comm.frame import DTYPES
+from fedmpi.config.launch import CommConfig
 from fedmpi.workers.command import Command, handles
 from fedmpi.workers.worker import Worker
 
@@ -16,8 +17,33 @@ class Route(Command, frozen=True):
     """How a vector travels: the ranks (the owner first), the tree, the size of the pieces."""
 
     group: list[int]
-    topology: Literal["tree", "star"]
+    topology: Topology
     chunk_bytes: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.topology, list) and len(self.topology) != len(self.group):
+            raise ValueError(f"{len(self.topology)} nodes for {len(self.group)} ranks")
+
+    def among(self, ranks: Sequence[int]) -> Route:
+        """The same way for the owner and some of its workers."""
+        group = [self.group[0], *ranks]
+        if not isinstance(self.topology, list):
+            return Route(group, self.topology, self.chunk_bytes)
+        node = dict(zip(self.group, self.topology, strict=True))
+        return Route(group, [node[rank] for rank in group], self.chunk_bytes)
+
+
+def route_over(group: list[int], comm: CommConfig, nodes: Sequence[int]) -> Route:
+    """The way over a group, the owner first, that a configuration asks for.
+
+    Args:
+        group: ranks.
+        comm: says which tree, and from how many workers on it is one of nodes.
+        nodes: as `Transport.nodes`.
+    """
+    by_node = comm.topology == "tree" and len(group) - 1 > comm.hierarchy_above
+    topology: Topology = [nodes[rank] for rank in group] if by_node else comm.topology
+    return Route(group, topology, comm.chunk_kib * 1024)
 
 
 class Broadcast(Command, frozen=True):

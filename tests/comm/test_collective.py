@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import pytest
@@ -10,7 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpi.comm.collective import PIECES, _piece_bytes, broadcast, place, reduce_sum
+from fedmpi.comm.collective import (
+    PIECES,
+    Topology,
+    _piece_bytes,
+    broadcast,
+    place,
+    reduce_sum,
+)
 from fedmpi.comm.transport import Transport
 from tests.comm.worlds import World, same
 
@@ -45,6 +51,46 @@ def test_the_binomial_tree_of_eight() -> None:
     assert children == {0: (4, 2, 1), 1: (), 2: (3,), 3: (), 4: (6, 5), 5: (), 6: (7,), 7: ()}
 
 
+@st.composite
+def groups_on_nodes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """A group in any order, and the node of each rank: unequal ones, single ranks, one for all."""
+    n = draw(st.integers(1, 60))
+    group = draw(st.permutations(range(2 * n)))[:n]
+    return group, draw(st.lists(st.integers(0, draw(st.integers(0, n))), min_size=n, max_size=n))
+
+
+@given(groups_on_nodes())
+def test_a_tree_of_nodes_enters_every_node_once(case: tuple[list[int], list[int]]) -> None:
+    group, nodes = case
+    node = dict(zip(group, nodes, strict=True))
+    places = {rank: place(rank, group, nodes) for rank in group}
+    assert places[group[0]].parent is None
+    for rank in group[1:]:
+        assert places[places[rank].parent].children.count(rank) == 1
+    assert sum(len(p.children) for p in places.values()) == len(group) - 1
+    leaders = [r for r, p in places.items() if p.parent is None or node[p.parent] != node[r]]
+    assert sorted(node[leader] for leader in leaders) == sorted(set(nodes))
+    largest = max(nodes.count(k) for k in nodes)
+    levels = len(leaders).bit_length() + largest.bit_length()
+    assert max(depth(rank, places) for rank in group) <= levels
+    for rank, p in places.items():
+        away = [node[child] != node[rank] for child in p.children]
+        assert away == sorted(away, reverse=True)  # other nodes first
+
+
+@given(st.integers(1, 100), st.randoms(use_true_random=False))
+def test_on_one_node_or_one_rank_a_node_it_is_the_plain_tree(n: int, shuffler) -> None:
+    group = shuffler.sample(range(2 * n), n)
+    for rank in group:
+        plain = place(rank, group, "tree")
+        assert place(rank, group, [7] * n) == place(rank, group, list(range(n))) == plain
+
+
+def test_the_tree_of_nodes_of_eight_dealt_round_three() -> None:
+    children = {rank: place(rank, range(8), [0, 1, 2] * 2 + [0, 1]).children for rank in range(8)}
+    assert children == {0: (2, 1, 6, 3), 1: (7, 4), 2: (5,), 3: (), 4: (), 5: (), 6: (), 7: ()}
+
+
 # ---- vectors ----
 
 
@@ -64,8 +110,13 @@ def groups_of(size: int) -> list[list[int]]:
     return [list(g) for g in dict.fromkeys(map(tuple, chosen))]
 
 
-def cases(size: int) -> list[tuple[list[int], str]]:
-    return list(itertools.product(groups_of(size), TOPOLOGIES))
+def cases(size: int) -> list[tuple[list[int], Topology]]:
+    """Every group as a tree, as a star, and on made-up nodes: two, and unequal ones."""
+    shaped = []
+    for group in groups_of(size):
+        by_node = [[rank % 2 for rank in group], [rank // 3 % 2 for rank in group]]
+        shaped += [(group, topology) for topology in (*TOPOLOGIES, *by_node)]
+    return shaped
 
 
 def random_vector(n: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -157,7 +208,8 @@ def test_many_in_a_row_do_not_mix(world: World) -> None:
         plan = random.Random(5)
         for number in range(60):
             group = plan.sample(range(size), plan.randint(1, size))
-            topology, chunk = plan.choice(TOPOLOGIES), plan.choice((8, 80, 4000))
+            made_up = [plan.randint(0, 2) for _ in group]
+            topology, chunk = plan.choice((*TOPOLOGIES, made_up)), plan.choice((8, 80, 4000))
             length, down = plan.choice((0, 1, 10, 300)), plan.random() < 0.5
             if transport.rank not in group:
                 continue

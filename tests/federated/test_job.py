@@ -130,6 +130,10 @@ def test_every_world_gives_the_bits_of_one_worker(world: World, folder: Path, mo
         assert bits(play(config, crew).model) == expected
         star = replace(config, comm=CommConfig(topology="star", chunk_kib=64))
         assert bits(play(star, crew).model) == expected
+        with pytest.MonkeyPatch.context() as patch:
+            made_up = [rank % 2 for rank in (0, *crew.ranks)]
+            patch.setattr(crew.endpoint.transport, "nodes", made_up)
+            assert bits(play(config, crew).model) == expected
 
     world.lead(scenario)
 

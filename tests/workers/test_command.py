@@ -126,6 +126,8 @@ def test_a_field_of_a_wrong_type_is_refused(command: Command) -> None:
         {"type": "Train", "round": 1.5, "clients": [], "weights": [], "lr": 0.1},
         {"type": "ReduceSum", "key": "s", "length": 1,
          "route": {"group": [0], "topology": "ring", "chunk_bytes": 1}},
+        {"type": "ReduceSum", "key": "s", "length": 1,
+         "route": {"group": [0, 1], "topology": [0], "chunk_bytes": 1}},
         {**msgspec.to_builtins(SET_UP), "config": {"seed": -1}},
         "Stop",
         7,

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from fedmpi.comm.collective import broadcast, reduce_sum
+from fedmpi.config import CommConfig
 from fedmpi.errors import RemoteError
 from fedmpi.workers.command import Command, handles
 from fedmpi.workers.crew import Crew
-from fedmpi.workers.vectors import Broadcast, ReduceSum, Route
+from fedmpi.workers.vectors import Broadcast, ReduceSum, Route, route_over
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import World
 from tests.workers.crews import Enter, Journal, Read, Value
@@ -64,10 +65,11 @@ def add_up(crew: Crew, route: Route, length: int) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("topology", ["tree", "star"])
+@pytest.mark.parametrize("topology", ["tree", "star", "nodes"])
 def test_vectors_go_down_and_sums_come_up(world: World, topology: str) -> None:
     def scenario(crew: Crew) -> None:
-        route = Route([0, *crew.ranks], topology, 100)
+        joined = [rank % 3 for rank in (0, *crew.ranks)] if topology == "nodes" else topology
+        route = Route([0, *crew.ranks], joined, 100)
         addresses = None
         for number in (1.0, 2.0):
             send(crew, route, [torch.full((700,), number), torch.full((3,), 5)])
@@ -142,3 +144,24 @@ def test_a_vector_of_another_length_counts_as_none(world: World) -> None:
         crew.ask(lambda r: Read(), Journal)
 
     world.lead(scenario)
+
+
+def test_with_more_workers_than_asked_the_tree_is_one_of_nodes() -> None:
+    nodes = [0, 1, 0, 1, 4]
+    for above, topology in ((0, [0, 1, 4]), (1, [0, 1, 4]), (2, "tree")):
+        comm = CommConfig(hierarchy_above=above, chunk_kib=2)
+        assert route_over([0, 3, 4], comm, nodes) == Route([0, 3, 4], topology, 2048)
+    star = CommConfig(topology="star")
+    assert route_over([0, 3, 4], star, nodes).topology == "star"
+
+
+def test_a_part_of_a_route_keeps_its_nodes() -> None:
+    whole = Route([0, 1, 2, 5], [0, 1, 0, 1], 64)
+    assert whole.among([5, 2]) == Route([0, 5, 2], [0, 1, 0], 64)
+    assert Route([0, 1, 2], "star", 64).among([2]) == Route([0, 2], "star", 64)
+
+
+@pytest.mark.parametrize("nodes", [[], [0], [0, 0, 1, 1]])
+def test_a_route_needs_a_node_for_each_rank(nodes: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"{len(nodes)} nodes for 3 ranks"):
+        Route([0, 1, 2], nodes, 64)
