@@ -61,9 +61,7 @@ def changes(before: Config, after: Config) -> dict[str, str]:
     """
     old, new = dict(_leaves(asdict(before))), dict(_leaves(asdict(after)))
     return {
-        key: f"{new[key]!r} (was {old[key]!r})"
-        for key in new
-        if new[key] not in (old[key], "auto")
+        key: f"{new[key]!r} (was {old[key]!r})" for key in new if new[key] not in (old[key], "auto")
     }
 
 
