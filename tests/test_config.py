@@ -455,5 +455,5 @@ def test_the_tree_is_plain_data() -> None:
     flat = asdict(Config())
     assert set(flat) == {
         "name", "out", "seed", "model", "user_code", "data", "federated", "secure", "attack", "comm",
-        "compute",
+        "compute", "checkpoint",
     }  # fmt: skip
