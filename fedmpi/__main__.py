@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
+from fedmpi.comm.rank_log import LOG, RANK_LOG
 from fedmpi.errors import FedMPIError, RemoteError
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
 
 SECONDS_TO_SPEAK = 2.0
 """A rank that leaves the word to rank 0 stays for so long."""
+SECONDS_BETWEEN_SPEAKERS = 0.5
+"""After a bug on a rank, the next one waits so long with the same."""
 
 
 def main() -> NoReturn:
     """Entry point of `python -m fedmpi` and of the `fedmpi` script."""
     launch = launched()
+    RANK_LOG.begin(launch.rank if launch else 0)
     status = _alone() if launch is None else _launched(launch)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,6 +111,7 @@ def _obey(endpoint: Endpoint) -> int:
         import fedmpi.study.bench_ranks
         import fedmpi.study.info
         import fedmpi.workers.load_shard
+        import fedmpi.workers.logs
         import fedmpi.workers.operate
         import fedmpi.workers.shards  # noqa: F401
         from fedmpi.workers.worker import Worker
@@ -126,10 +132,13 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     try:
         return action()
     except FedMPIError as error:
-        if isinstance(error, RemoteError) and error.remote_traceback:
+        where = ""
+        if isinstance(error, RemoteError):
             _say(error.remote_traceback.rstrip())
+            where = f" ({error.where})" if error.where else ""
         if str(error):
-            _say(f"fedmpi: rank {rank}: {error}")
+            LOG.error("%s%s", error, where)
+            _say(f"fedmpi: rank {rank}: {error}{where}")
         else:
             # Rank 0 speaks for all, and a launcher may end it once another rank has left.
             time.sleep(SECONDS_TO_SPEAK)
@@ -139,16 +148,25 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     except KeyboardInterrupt:
         _say(": ".join(filter(None, [f"fedmpi: rank {rank}: interrupted", LAST_WORDS.status])))
         return 128 + signal.SIGINT
-    except BaseException:
-        _say(f"fedmpi: rank {rank}: this is a bug in FedMPI or in your own code:")
-        _say(traceback.format_exc().rstrip())
+    except BaseException as error:
+        trace = traceback.format_exc().rstrip()
+        where = ", ".join([socket.gethostname(), *getattr(error, "__notes__", [])])
+        LOG.error("%s", trace)
+        # What fails on one rank may fail on all: the first to speak ends the others.
+        time.sleep(min(rank * SECONDS_BETWEEN_SPEAKERS, SECONDS_TO_SPEAK))
+        _say(
+            f"fedmpi: rank {rank} ({where}): this is a bug in FedMPI or in your own code:\n{trace}"
+        )
         return FedMPIError.exit_status
     finally:
         LAST_WORDS.farewell()
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Prints lines in one piece, so that those of other ranks do not come in between."""
+    if text:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ class CommConfig:
     """How the model goes out and the updates come in."""
     chunk_kib: int = 512
     """Size of the pieces in which large vectors travel down and up the tree."""
+    silence_seconds: float | Literal["auto"] = "auto"
+    """A worker that gives no sign of life for so long is taken for dead; auto: ten times the
+    longest round so far, at least a minute, and an hour before the first round has ended."""
 
     def __post_init__(self) -> None:
         require_choice("transport", self.transport, Literal["auto", "mpi", "threads"])
@@ -30,6 +33,13 @@ class CommConfig:
             "workers",
             self.workers,
             "1 to 65,536 workers",
+        )
+        require(
+            self.silence_seconds == "auto"
+            or (isinstance(self.silence_seconds, int | float) and 1 <= self.silence_seconds <= 1e6),
+            "silence_seconds",
+            self.silence_seconds,
+            '1 to 1,000,000 seconds, or "auto"',
         )
         require(1 <= self.chunk_kib <= 2**20, "chunk_kib", self.chunk_kib, "1 to 1,048,576 KiB")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,10 +26,11 @@ from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_privacy import LocalPrivacy
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
 from fedmpi.federated.root_set import RootSet, draw_root
-from fedmpi.federated.rounds import Averaging, Cyclic, Home, Rounds
+from fedmpi.federated.rounds import Averaging, Cyclic, Home, Outcome, Rounds
 from fedmpi.federated.seeds import derive
 from fedmpi.federated.strategies import for_workers, settled
 from fedmpi.federated.strategy import Strategy
+from fedmpi.federated.survivors import Survivors
 from fedmpi.workers.crew import Crew
 
 
@@ -72,6 +74,7 @@ class Job:
         config, strategy = settled(config, strategy)
         self.config = config
         self.crew = crew
+        crew.vigil.choose(config.comm.silence_seconds)
         torch.set_num_threads(config.compute.threads)
         self.dataset: Dataset = open_dataset(config, crew)
         if config.federated.target_accuracy and not self.dataset.classes:
@@ -90,7 +93,7 @@ class Job:
         self.remarks = self._rounds.remarks()
         local = config.federated.privacy.kind == "local"
         self._privacy = LocalPrivacy(config, crew, home) if local else None
-        self._clients = sorted(home.rows)
+        self._survivors = Survivors(config, crew, self.dataset, home, self.attackers)
         self._device, self._test = device, self.dataset.test()
         if config.federated.needs_root:
             rows, self._test = draw_root(config, self._test)
@@ -126,16 +129,14 @@ class Job:
         for number in range(1, federated.rounds + 1):
             begun, sent_before = clock(), sent
             lr = federated.lr * federated.lr_decay ** (number - 1)
-            cohort = cohort_of_round(
-                self.config.seed, number, self._clients, federated.fraction, federated.sampling
-            )
-            outcome = self._rounds.play(number, cohort, lr)
+            cohort, outcome = self._survivors.insist(partial(self._play, number, lr))
             played = clock()
             if self._privacy:
                 outcome.findings["epsilon"] = self._privacy.after_round(cohort)
             stopped = "" if number == federated.rounds else self._exhausted(number)
             due = number % federated.eval_every == 0 or number == federated.rounds or bool(stopped)
-            found = self._evaluate(number, observer) if due else None
+            evaluate_all = partial(self._evaluate, number, observer)
+            found = self._survivors.insist(evaluate_all) if due else None
             opened = self._attack_success() if due else None
             now, sent = clock(), self._rounds.traffic()
             phases = outcome.phases | {"evaluate": now - played}
@@ -161,6 +162,7 @@ class Job:
                     excluded=outcome.excluded,
                     stopped=stopped,
                     attack_success=opened,
+                    lost=self._survivors.take_lost(),
                     **outcome.findings,
                 )
             )
@@ -169,6 +171,14 @@ class Job:
             ended = now
             if stopped or (found and 0 < federated.target_accuracy <= found.metric):
                 break
+
+    def _play(self, number: int, lr: float) -> tuple[list[int], Outcome]:
+        """A round over a cohort of the clients that there are."""
+        federated, clients = self.config.federated, self._survivors.clients
+        cohort = cohort_of_round(
+            self.config.seed, number, clients, federated.fraction, federated.sampling
+        )
+        return cohort, self._rounds.play(number, cohort, lr)
 
     def _exhausted(self, number: int) -> str:
         """Why there can be no round after this one; empty if there can be one."""

@@ -16,10 +16,12 @@ from fedmpi.federated.model_file import save_model
 from fedmpi.federated.opened import opened
 from fedmpi.federated.strategy import Strategy
 from fedmpi.study.metrics_file import ClientsWriter, MetricsWriter
+from fedmpi.study.outcome import lost_line, recording_outcome
 from fedmpi.study.plot import curve
 from fedmpi.study.progress import Progress
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.crew import Crew
+from fedmpi.workers.logs import open_logs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,10 +58,12 @@ def run(
     RunFolder.refuse_existing(config)
     with opened(config, crew, strategy) as job:
         folder = RunFolder.create(job.config)
+        open_logs(crew, folder.logs)
         for line in job.remarks:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         rounds: list[RoundMetrics] = []
         with (
+            recording_outcome(folder.outcome, rounds),
             MetricsWriter(folder.metrics) as lines,
             Progress(console, config.federated.rounds) as shown,
         ):
@@ -85,5 +89,7 @@ def run(
     if config.secure.learns == "model":
         save_model(folder.model, job.model, job.config)
     curve(rounds, folder.curve, folder.path.name)
-    console.print(f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    lost = lost_line([one for metrics in rounds for one in metrics.lost])
+    last = "; ".join(filter(None, (f"written to {folder.path}", lost)))
+    console.print(last, highlight=False, markup=False, soft_wrap=True)
     return Recorded(job.model, rounds, job.config, folder)
