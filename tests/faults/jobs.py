@@ -179,6 +179,7 @@ def started(
     *arguments: str | os.PathLike[str],
     env: Mapping[str, str | None] | None = None,
     before: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Iterator[Job]:
     """Starts `python -m fedmpi ARGUMENTS` in the working folder; kills at the end what is left.
 
@@ -188,6 +189,7 @@ def started(
         arguments: of fedmpi.
         env: variables to set; a value of None removes one.
         before: what goes before the command, such as a shell that sets a limit.
+        options: more options for mpirun.
     """
     mark = uuid.uuid4().hex
     changes = {**(launcher.variables if launcher else {}), **(env or {}), launch._MARK: mark}
@@ -196,7 +198,7 @@ def started(
     environment["PYTHONPATH"] = os.pathsep.join([str(launch.ROOT), "."])
     command = [sys.executable, "-m", "fedmpi", *map(os.fspath, arguments)]
     if launcher:
-        command = [launcher.mpirun, "-n", str(ranks), *command]
+        command = [launcher.mpirun, *options, "-n", str(ranks), *command]
     folder = Path.cwd().parent
     with open(folder / "stdout", "ab") as out, open(folder / "stderr", "ab") as err:
         out.truncate(0)
