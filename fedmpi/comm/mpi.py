@@ -230,6 +230,10 @@ class MpiTransport(Transport):
         self.lowest = self._members.rank(0)
         return lost
 
+    @property
+    def broken(self) -> bool:
+        return self.survives and self._members.broken
+
     def host(self, rank: int) -> str:
         return self._members.hosts[rank]
 
@@ -239,6 +243,8 @@ class MpiTransport(Transport):
     def abort(self, status: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come in between
         time.sleep(SECONDS_TO_FORWARD)
+        if self.survives:
+            self._members.kill_all()
         self._mpi.COMM_WORLD.Abort(status)
 
     def library(self) -> str:

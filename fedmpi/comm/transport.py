@@ -122,6 +122,11 @@ class Transport(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} survives no rank")
 
+    @property
+    def broken(self) -> bool:
+        """Whether a rank has died since the last `recover`."""
+        return False
+
     def host(self, rank: int) -> str:
         """Name of the node of a rank."""
         return socket.gethostname()

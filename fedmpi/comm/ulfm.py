@@ -8,6 +8,7 @@ leaves what it was doing, and the living shrink it to one of their own.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import signal
 import socket
@@ -70,6 +71,7 @@ class Members:
         self._places = list(range(comm.size))
         self._next_look = 0.0
         self._me = comm.rank
+        self._launcher = os.getppid()
         found = [text.split(" ", 2) for text in _told_to_all(comm, _identity())]
         self._pids = [int(pid) for pid, _, _ in found]
         self._spaces = [space for _, space, _ in found]
@@ -100,6 +102,7 @@ class Members:
         if now < self._next_look:
             return
         self._next_look = now + SECONDS_BETWEEN_LOOKS
+        self._require_launcher()
         if self._comm.Is_revoked() or self._dead():
             raise self._lost()
 
@@ -135,6 +138,17 @@ class Members:
         comm.Free()
         return self._comm, lost
 
+    @property
+    def broken(self) -> bool:
+        """Whether somebody has died since the last `shrink`."""
+        return bool(self._comm.Is_revoked() or self._dead())
+
+    def kill_all(self) -> None:
+        """Ends all others of this node: in this mode `Abort` was seen to leave some behind."""
+        for rank in self._ranks:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(rank)
+
     def kill(self, rank: int) -> bool:
         """Ends the process of another rank at once, if it is on this node; whether it is."""
         mine = self.hosts[self._me], self._spaces[self._me]
@@ -142,6 +156,15 @@ class Members:
             return False
         os.kill(self._pids[rank], signal.SIGKILL)
         return True
+
+    def _require_launcher(self) -> None:
+        """Nobody would say any more who dies, nor end this process.
+
+        Raises:
+            FedMPIError: the launcher is gone.
+        """
+        if os.getppid() != self._launcher:
+            raise FedMPIError("the launcher has died, and with it the job")
 
     def _meet(self, comm: MPI.Intracomm) -> None:
         """Waits politely for the living: `Shrink` itself would poll at full speed."""
@@ -156,6 +179,7 @@ class Members:
                 if error.Get_error_class() != self._mpi.ERR_PROC_FAILED:
                     raise
                 return True
+            self._require_launcher()
             if not done and time.monotonic() > deadline:
                 raise FedMPIError(
                     f"a rank has died, and the others did not come together within "

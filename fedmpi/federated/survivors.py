@@ -101,6 +101,8 @@ class Survivors:
     def _go_on(self, lost: LostRank) -> None:
         """Begins anew with those that are left; more of them may die in it."""
         self._homeless += self._crew.recover(lost)
+        if not self._crew.ranks:
+            raise FedMPIError(f"{lost}; no worker is left")
         # What was counted in the round that is given up does not belong to the next.
         self._crew.ask(lambda rank: Report(), Reported)
         while self._homeless:

@@ -90,6 +90,9 @@ class Crew:
 
     def stop(self, status: int) -> None:
         """Sends every worker home with an exit status; at once, if some are still at work."""
+        if self.endpoint.transport.broken:
+            # The living wait for the owner, and then for commands.
+            self.recover(LostRank("the job ends"))
         if self.busy:
             self.endpoint.transport.abort(status)
             return
@@ -110,18 +113,13 @@ class Crew:
                 messages could still arrive.
 
         Returns:
-            The ranks that are lost.
-
-        Raises:
-            LostRank: no worker is left.
+            The ranks that are lost; `ranks` is empty if there were no more.
         """
         ranks = self.endpoint.transport.recover()
         self.endpoint.forget()
         self.ranks = [rank for rank in self.ranks if rank not in ranks]
         self.vigil.forget(list(self.ranks))
         self.busy = False
-        if not self.ranks:
-            raise LostRank(f"{lost}; no worker is left", tuple(ranks))
         return ranks
 
     def _watch(self) -> None:
