@@ -70,6 +70,7 @@ class Survivors:
         self._home = home
         self._attackers = attackers
         self._homeless: list[int] = []
+        self._moved: dict[int, list[tuple[int, int]]] = {}
         self._lost: list[LostWorker] = []
 
     def insist(self, action: Callable[[], T]) -> T:
@@ -118,7 +119,7 @@ class Survivors:
     def _rehouse(self, dead: int) -> None:
         """Finds a home for the clients of a dead worker, shard by shard."""
         home, host = self._home, self._crew.endpoint.transport.host(dead)
-        moved: list[tuple[int, int]] = []
+        moved = self._moved.setdefault(dead, [])  # its heir may die while more is handed over
         for shard in sorted({home.shard[c] for c, rank in home.rank.items() if rank == dead}):
             clients = [c for c in sorted(home.rank) if home.shard[c] == shard]
             heir = self._heir(shard)

@@ -58,7 +58,7 @@ def test_a_silent_worker_is_named() -> None:
 
 
 def test_workers_that_all_wait_for_ever_end_the_job() -> None:
-    told = r"the owner has waited .* all its workers wait too \(rank 1 for 1 s in Listen, rank 2"
+    told = r"the owner has waited .* all its workers wait too \(rank 1 for \d s in Listen, rank 2"
     with in_process_crew(2) as crew:
         crew.vigil.choose(1.0)
         for rank in crew.ranks:
