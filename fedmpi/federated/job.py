@@ -74,7 +74,6 @@ class Job:
         config, strategy = settled(config, strategy)
         self.config = config
         self.crew = crew
-        crew.vigil.choose(config.comm.silence_seconds)
         torch.set_num_threads(config.compute.threads)
         self.dataset: Dataset = open_dataset(config, crew)
         if config.federated.target_accuracy and not self.dataset.classes:
