@@ -21,6 +21,7 @@ from typing import TextIO
 import fedmpi
 
 LOG = logging.getLogger("fedmpi")
+LOG.addHandler(logging.NullHandler())  # without it, errors of a program's own job go to stderr
 
 KEPT_LINES = 200
 """Lines that a rank keeps while it has no file: a job without a folder must not grow."""

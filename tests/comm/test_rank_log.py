@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -63,5 +62,7 @@ def test_a_crash_in_c_leaves_its_stack(tmp_path: Path) -> None:
     assert "Segmentation fault" in (tmp_path / "rank-3.log").read_text()
 
 
-def test_without_begin_nothing_happens() -> None:
-    assert logging.getLogger("fedmpi").handlers == []
+def test_without_begin_nothing_happens(tmp_path: Path) -> None:
+    """As in a program of one's own, which has its own logging or none."""
+    script = "import sys\nRANK_LOG.open(sys.argv[1], 3)\nLOG.error('unheard')\n"
+    assert run(script, tmp_path) == ""
