@@ -10,6 +10,7 @@ import atexit
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
+from fedmpi.comm.rank_log import LOG, RANK_LOG
 from fedmpi.comm.signals import SIGNALS
 from fedmpi.errors import FedMPIError, RemoteError, Suspended
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 SECONDS_TO_SPEAK = 2.0
 """A rank that leaves the word to rank 0 stays for so long."""
+SECONDS_BETWEEN_SPEAKERS = 0.5
+"""After a bug on a rank, the next one waits so long with the same."""
 
 
 def main() -> NoReturn:
@@ -36,6 +40,7 @@ def main() -> NoReturn:
     atexit.register(gc.freeze)
     launch = launched()
     SIGNALS.listen()
+    RANK_LOG.begin(launch.rank if launch else 0)
     status = _alone() if launch is None else _launched(launch)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,6 +129,7 @@ def _obey(endpoint: Endpoint) -> int:
         import fedmpi.study.bench_ranks
         import fedmpi.study.info
         import fedmpi.workers.load_shard
+        import fedmpi.workers.logs
         import fedmpi.workers.operate
         import fedmpi.workers.seal
         import fedmpi.workers.shards  # noqa: F401
@@ -155,12 +161,15 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     try:
         return action()
     except FedMPIError as error:
-        if isinstance(error, RemoteError) and error.remote_traceback:
+        where = ""
+        if isinstance(error, RemoteError):
             _say(error.remote_traceback.rstrip())
-        sentence = f"fedmpi: rank {rank}: {error}"
+            where = f" ({error.where})" if error.where else ""
+        sentence = f"fedmpi: rank {rank}: {error}{where}"
         if isinstance(error, Suspended) and LAST_WORDS.instead(sentence):
             pass  # the signal may be the launcher's, which no longer forwards what is printed
         elif str(error):
+            LOG.error("%s%s", error, where)
             _say(sentence)
         else:
             # Rank 0 speaks for all, and a launcher may end it once another rank has left.
@@ -171,16 +180,25 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     except KeyboardInterrupt:
         _say(": ".join(filter(None, [f"fedmpi: rank {rank}: interrupted", LAST_WORDS.status])))
         return 128 + signal.SIGINT
-    except BaseException:
-        _say(f"fedmpi: rank {rank}: this is a bug in FedMPI or in your own code:")
-        _say(traceback.format_exc().rstrip())
+    except BaseException as error:
+        trace = traceback.format_exc().rstrip()
+        where = ", ".join([socket.gethostname(), *getattr(error, "__notes__", [])])
+        LOG.error("%s", trace)
+        # What fails on one rank may fail on all: the first to speak ends the others.
+        time.sleep(min(rank * SECONDS_BETWEEN_SPEAKERS, SECONDS_TO_SPEAK))
+        _say(
+            f"fedmpi: rank {rank} ({where}): this is a bug in FedMPI or in your own code:\n{trace}"
+        )
         return FedMPIError.exit_status
     finally:
         LAST_WORDS.farewell()
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Prints lines in one piece, so that those of other ranks do not come in between."""
+    if text:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -51,10 +51,37 @@ class RemoteError(FedMPIError):
         remote_traceback: the traceback as the worker printed it; empty for a
             refusal (a `UsageError` there), which needs none.
         call: number of the operator's call that failed; 0 if it was something else.
+        where: its host, and the round and the client that it was busy with, if it was.
     """
 
-    def __init__(self, message: str, rank: int, remote_traceback: str = "", call: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        rank: int,
+        remote_traceback: str = "",
+        call: int = 0,
+        where: str = "",
+    ) -> None:
         super().__init__(message)
         self.rank = rank
         self.remote_traceback = remote_traceback
         self.call = call
+        self.where = where
+
+
+class LostRank(FedMPIError):
+    """Ranks of the job have died: what the others were doing together is over.
+
+    It ends the job, unless somebody can go on with the ranks that are left (`Crew.recover`).
+
+    Attributes:
+        ranks: the dead that are known so far, ascending; another may have noticed more.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class SilentRank(FedMPIError):
+    """A rank that lives and does not answer, and cannot be ended alone."""

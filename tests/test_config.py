@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -162,6 +163,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (FederatedConfig, "eval_every", [0, 10_000_001]),
     (FederatedConfig, "target_accuracy", [-0.1, 1.1, NAN]),
     (FederatedConfig, "on_bad_update", ["ignore"]),
+    (FederatedConfig, "on_lost_worker", ["ignore"]),
     (FederatedConfig, "root_rows", [0, -1]),
     (FederatedConfig, "dropout", [-0.1, 1.0, NAN]),
     (SecureConfig, "bits", [7, 25]),
@@ -176,6 +178,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (CommConfig, "topology", ["ring"]),
     (CommConfig, "hierarchy_above", [-1, 65_537]),
     (CommConfig, "chunk_kib", [0, 2**20 + 1]),
+    (CommConfig, "silence_seconds", [0.5, -1, 2e6, math.nan, "never"]),
     (ComputeConfig, "device", ["gpu"]),
     (ComputeConfig, "threads", [0, 1025]),
     (StrategyConfig, "kind", ["", "fedAdam", "mine"]),

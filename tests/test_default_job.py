@@ -24,9 +24,12 @@ def test_seven_workers_learn_the_embedded_digits(tmp_path: Path) -> None:
         "checkpoints",
         "config.toml",
         "curve.png",
+        "logs",
         "metrics.jsonl",
         "model.h5",
+        "outcome.json",
     ]
+    assert sorted(p.name for p in (run / "logs").iterdir()) == [f"rank-{r}.log" for r in range(8)]
     rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["round"] for m in rounds] == list(range(1, 21))
     assert rounds[-1]["test_metric"] >= 0.93, "held-out digits"

@@ -53,7 +53,7 @@ def test_the_jobs_to_copy_can_be_read(path: Path) -> None:
 def test_a_run_and_its_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["run", "--config", "job.toml", "--workers", "2", "--name", "it"], None, "")
     run = here / "runs" / "it"
-    names = {"config.toml", "curve.png", "metrics.jsonl", "model.h5"}
+    names = {"config.toml", "curve.png", "metrics.jsonl", "model.h5", "outcome.json"}
     assert {p.name for p in run.iterdir()} == names
     assert set(load_model(run / "model.h5")) == {"1.weight", "1.bias"}
     assert from_toml(run / "config.toml").comm.workers == 2
@@ -70,7 +70,8 @@ def test_a_model_that_the_owner_does_not_learn(here: Path) -> None:
     options = ["--workers", "2", "--name", "it", "--learns", "metric"]
     cli.main(["run", "--config", "job.toml", *options], None, "")
     run = here / "runs" / "it"
-    assert {p.name for p in run.iterdir()} == {"config.toml", "curve.png", "metrics.jsonl"}
+    names = {"config.toml", "curve.png", "metrics.jsonl", "outcome.json"}
+    assert {p.name for p in run.iterdir()} == names
     cli.main(["report", str(run)], None, "")
     assert [m["train_loss"] for m in rounds_in(run)] == [None, None]
 

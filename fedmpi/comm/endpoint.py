@@ -40,6 +40,7 @@ class Channel(IntEnum):
     PEER = 10
     OPENING = 12
     DEALING = 14
+    BEAT = 16
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -144,6 +145,13 @@ class Endpoint:
     def attend(self) -> None:
         """Does what is done while waiting, once: for who works on while messages are under way."""
         self.transport.wait(lambda: self._turn() or True)
+
+    def forget(self) -> None:
+        """Begins anew when what was on its way is lost, see `Transport.recover`."""
+        self._outbox.clear()
+        self._astray.clear()
+        self._unasked.clear()
+        self._early.clear()
 
     def _frame(self, sender: int, note: bytes, channel: Channel) -> Frame:
         try:

@@ -1,4 +1,4 @@
-"""The MPI transport: all that FedMPI says to MPI stands in this file."""
+"""The MPI transport: all that FedMPI says to MPI stands in this file and in `ulfm`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.comm.launcher import Launch, check_library, check_world
 from fedmpi.comm.transport import ANY, Pending, Transport
+from fedmpi.comm.ulfm import Members, survives
 from fedmpi.comm.waiting import wait_until
 from fedmpi.errors import UsageError
 
@@ -42,13 +43,15 @@ def _pieces(buffer: torch.Tensor) -> list[Any]:
 class _Requests:
     """MPI requests that count as one transfer, with the memory that they use."""
 
-    def __init__(self, mpi: Any, requests: list[MPI.Request], memory: object) -> None:
-        self._mpi = mpi
+    def __init__(
+        self, transport: MpiTransport, requests: list[MPI.Request], memory: object
+    ) -> None:
+        self._transport = transport
         self._requests = requests
         self._memory = memory
 
     def done(self) -> bool:
-        return bool(self._mpi.Request.Testall(self._requests))
+        return self._transport.all_done(self._requests)
 
 
 class _Taken:
@@ -81,7 +84,7 @@ class _Taken:
                     f"rank {self._transport.rank} expected {expected}"
                 )
             self._requests.append(message.Irecv(self._pieces.popleft()))
-        return bool(self._transport._mpi.Request.Testall(self._requests))
+        return self._transport.all_done(self._requests)
 
 
 class MpiTransport(Transport):
@@ -127,6 +130,8 @@ class MpiTransport(Transport):
         self.rank = self._comm.rank
         self.size = self._comm.size
         check_world(launch, self.size, library)
+        self.survives = survives(MPI)
+        self._members = Members(MPI, self._comm)
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank = node.rank
         self.ranks_on_node = node.size
@@ -150,18 +155,23 @@ class MpiTransport(Transport):
         return [int(rank) for rank in nodes]
 
     def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
-        request = self._comm.Isend([note, len(note), self._mpi.BYTE], destination, tag)
+        place = self._members.place(destination)
+        try:
+            request = self._comm.Isend([note, len(note), self._mpi.BYTE], place, tag)
+        except self._mpi.Exception as error:
+            raise self._members.lost(error) from error
         self._count(len(note))
-        return _Requests(self._mpi, [request], note)
+        return _Requests(self, [request], note)
 
     def poll_note(self, source: int, tag: int, limit: int) -> tuple[int, bytes] | None:
         mpi = self._mpi
         status = mpi.Status()
-        message = self._comm.Improbe(mpi.ANY_SOURCE if source == ANY else source, tag, status)
+        place = mpi.ANY_SOURCE if source == ANY else self._members.place(source)
+        message = self._comm.Improbe(place, tag, status)
         if message is None:
             return None
         length = status.Get_count(mpi.BYTE)
-        sender = status.Get_source()
+        sender = self._members.rank(status.Get_source())
         if length > limit:
             raise ProtocolError(f"rank {sender} sent a header of {length} bytes")
         note = bytearray(length)
@@ -170,10 +180,10 @@ class MpiTransport(Transport):
 
     def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
         self._count(buffer.numel())
-        return _Requests(self._mpi, self._start(self._comm.Isend, buffer, destination, tag), buffer)
+        return _Requests(self, self._start(self._comm.Isend, buffer, destination, tag), buffer)
 
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
-        return _Requests(self._mpi, self._start(self._comm.Irecv, buffer, source, tag), buffer)
+        return _Requests(self, self._start(self._comm.Irecv, buffer, source, tag), buffer)
 
     def take_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
         return _Taken(self, buffer, source, tag)
@@ -187,7 +197,7 @@ class MpiTransport(Transport):
     def probe(self, source: int, tag: int) -> tuple[MPI.Message, int] | None:
         """The next message on a tag, still to be received, and its length in bytes."""
         status = self._mpi.Status()
-        message = self._comm.Improbe(source, tag, status)
+        message = self._comm.Improbe(self._members.place(source), tag, status)
         return None if message is None else (message, status.Get_count(self._mpi.BYTE))
 
     def _start(
@@ -196,15 +206,54 @@ class MpiTransport(Transport):
         if buffer.is_cuda:
             # MPI knows nothing of streams: what is queued on this memory has to be done first.
             torch.cuda.current_stream(buffer.device).synchronize()
-        return [call([piece, self._mpi.BYTE], peer, tag) for piece in _pieces(buffer)]
+        place = self._members.place(peer)
+        try:
+            return [call([piece, self._mpi.BYTE], place, tag) for piece in _pieces(buffer)]
+        except self._mpi.Exception as error:
+            raise self._members.lost(error) from error
+
+    def all_done(self, requests: list[MPI.Request]) -> bool:
+        """Whether all of these have ended; drives them."""
+        try:
+            return bool(self._mpi.Request.Testall(requests))
+        except self._mpi.Exception as error:
+            raise self._members.lost(error) from error
 
     def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
-        return wait_until(ready, self.ranks_on_node <= self.cores_on_node, expected)
+        spin = self.ranks_on_node <= self.cores_on_node
+        look = self._members.look if self.survives else None
+
+        def watched() -> T | None:
+            if look:
+                look()
+            return ready()
+
+        try:
+            return wait_until(watched if look else ready, spin, expected)
+        except self._mpi.Exception as error:
+            raise self._members.lost(error) from error
+
+    def recover(self) -> list[int]:
+        self._comm, lost = self._members.shrink(self._comm)
+        self.lowest = self._members.rank(0)
+        return lost
+
+    @property
+    def broken(self) -> bool:
+        return self.survives and self._members.broken
+
+    def host(self, rank: int) -> str:
+        return self._members.hosts[rank]
+
+    def kill(self, rank: int) -> bool:
+        return self._members.kill(rank)
 
     def abort(self, status: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come in between
         time.sleep(SECONDS_TO_FORWARD)
-        self._comm.Abort(status)
+        if self.survives:
+            self._members.kill_all()
+        self._mpi.COMM_WORLD.Abort(status)
 
     def library(self) -> str:
         """Name and version of the MPI library, one line."""

@@ -183,8 +183,8 @@ class ThreadTransport(Transport):
             if result is not None:
                 return result
             with self._mailbox.bell:
-                # A time limit, so that Ctrl-C is seen on every platform.
-                while self._mailbox.rings == rings:
+                # A time limit, so that Ctrl-C is seen on every platform, and silence.
+                if self._mailbox.rings == rings:
                     self._mailbox.bell.wait(0.5)
 
     def abort(self, status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -35,6 +36,9 @@ class Transport(ABC):
         takes_gpu_memory: buffers may lie on a GPU.
         in_process: ranks are threads of one process, and share PyTorch's default generator.
         watch: called while this rank waits for anything; what it raises ends the wait.
+        waits: waits that have begun; two looks that see the same number see the same wait.
+        survives: the others can go on when a rank dies, see `recover`.
+        lowest: rank that speaks for those that are left.
         bytes_sent: payload bytes that this rank has sent since it started.
         messages_sent: messages, likewise.
     """
@@ -46,6 +50,9 @@ class Transport(ABC):
     in_process: bool
     takes_gpu_memory: bool = False
     watch: Callable[[], None] | None = None
+    waits: int = 0
+    survives: bool = False
+    lowest: int = 0
     bytes_sent: int = 0
     messages_sent: int = 0
 
@@ -87,7 +94,11 @@ class Transport(ABC):
         Args:
             ready: what is waited for.
             expected: seconds that it will probably take; 0 if nobody knows.
+
+        Raises:
+            LostRank: a rank of the job has died, and this transport survives that.
         """
+        self.waits += 1
         watch = self.watch
         if watch is None:
             return self._wait(ready, expected)
@@ -105,6 +116,26 @@ class Transport(ABC):
     @abstractmethod
     def abort(self, status: int) -> None:
         """Ends every rank of the job at once, whatever it is doing."""
+
+    def recover(self) -> list[int]:
+        """Goes on with the ranks that are left, which all call it: those lost since the last time.
+
+        Ranks keep their numbers. What was on its way is lost.
+        """
+        raise NotImplementedError(f"{type(self).__name__} survives no rank")
+
+    @property
+    def broken(self) -> bool:
+        """Whether a rank has died since the last `recover`."""
+        return False
+
+    def host(self, rank: int) -> str:
+        """Name of the node of a rank."""
+        return socket.gethostname()
+
+    def kill(self, rank: int) -> bool:
+        """Ends the process of another rank at once; whether that could be done from here."""
+        return False
 
     def finish(self, pending: Pending, expected: float = 0.0) -> None:
         """Waits for one transfer; `expected` as for `wait`."""

@@ -54,6 +54,9 @@ class FederatedConfig:
     """Stop once the held-out accuracy reaches this; 0: never."""
     on_bad_update: Literal["exclude", "stop"] = "exclude"
     """What to do with a client whose update is NaN, infinite or beyond the range of the sum."""
+    on_lost_worker: Literal["continue", "stop"] = "continue"
+    """What to do when a worker dies and the MPI survives that (mpirun --with-ft ulfm): go on with
+    the others, who take over its clients if they can read its shard; or stop."""
     dropout: float = 0.0
     """Share of a round's clients that drop out in the middle of it and send nothing."""
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
@@ -69,6 +72,7 @@ class FederatedConfig:
         require_choice("mode", self.mode, Mode)
         require_choice("sampling", self.sampling, Sampling)
         require_choice("on_bad_update", self.on_bad_update, Literal["exclude", "stop"])
+        require_choice("on_lost_worker", self.on_lost_worker, Literal["continue", "stop"])
         require(1 <= self.rounds <= 10_000_000, "rounds", self.rounds, "1 to 10,000,000 rounds")
         require(
             0 < self.fraction <= 1,

@@ -28,6 +28,9 @@ class CommConfig:
     """Seal every message by AES-GCM, for fabrics that are shared with others."""
     key_file: str = ""
     """Its secret, on every node; empty: a new one in the owner's home, which all nodes share."""
+    silence_seconds: float | Literal["auto"] = "auto"
+    """A worker that gives no sign of life for so long is taken for dead; auto: ten times the
+    longest round so far, at least a minute, and an hour before the first round has ended."""
 
     def __post_init__(self) -> None:
         require_choice("transport", self.transport, Literal["auto", "mpi", "threads"])
@@ -48,6 +51,13 @@ class CommConfig:
             "hierarchy_above",
             self.hierarchy_above,
             "0 to 65,536 workers",
+        )
+        require(
+            self.silence_seconds == "auto"
+            or (isinstance(self.silence_seconds, int | float) and 1 <= self.silence_seconds <= 1e6),
+            "silence_seconds",
+            self.silence_seconds,
+            '1 to 1,000,000 seconds, or "auto"',
         )
         require(1 <= self.chunk_kib <= 2**20, "chunk_kib", self.chunk_kib, "1 to 1,048,576 KiB")
 

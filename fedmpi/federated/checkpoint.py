@@ -81,7 +81,7 @@ class Checkpoints:
         self._taken = _Taken(number, state_of(self._job.carried()))
         if SIGNALS.name:
             raise Interrupted(SIGNALS.name)
-        if self._due(number):
+        if self.is_due(number):
             self._begin()
 
     def finish(self) -> None:
@@ -119,10 +119,11 @@ class Checkpoints:
         """The file of the checkpoint after a round."""
         return path_of(self._folder, number)
 
-    def _due(self, number: int) -> bool:
+    def is_due(self, number: int) -> bool:
+        """Whether there is to be a checkpoint after this round."""
         rounds, minutes = self._options.every_rounds, self._options.every_minutes
         late = minutes and time.monotonic() - self._begun >= 60 * minutes
-        return bool(late or (rounds and number % rounds == 0))
+        return bool(SIGNALS.name or late or (rounds and number % rounds == 0))
 
     def _begin(self) -> None:
         """Begins to write, once the one before has been written."""

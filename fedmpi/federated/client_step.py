@@ -8,7 +8,7 @@ that of `client_steps`, the same on every worker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -27,11 +27,17 @@ class ClientStep:
     Args:
         trainer: of the worker: its configuration, model and clients.
 
+    Attributes:
+        remembers: of the class: it keeps something of its clients from round to round, which
+            dies with its worker; a job goes on without a worker only if no step does.
+
     Every random draw of a step comes from (seed, purpose, round, client), see `seeds`.
 
     Attributes:
         memory: what it remembers of clients from round to round, by name; see `remember`.
     """
+
+    remembers: ClassVar[bool] = False
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

@@ -140,6 +140,9 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
         command.smallest_batch,
         device,
     )
+    trainer.between = worker.heartbeat.between
+    if command.config.comm.silence_seconds != "auto":
+        worker.heartbeat.keep_limit(command.config.comm.silence_seconds)
     worker.store[TRAINER] = trainer
     worker.store[MODEL] = wire_memory(trainer.start, worker.transport.takes_gpu_memory)
     rows = [shard.rows(c) for c in shard.ids]

@@ -20,6 +20,7 @@ from fedmpi.federated.commands import LearnStep, Ready, SetUp, SetUpScattered
 from fedmpi.federated.evaluate import BATCH
 from fedmpi.federated.record_training import record_training
 from fedmpi.federated.rounds import Home
+from fedmpi.federated.taking_over import Taken, TakeRows, TakeShard
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.shards import prepare_once
 
@@ -46,6 +47,14 @@ class Dataset(ABC):
     @abstractmethod
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         """Gives every worker its clients and a model; returns where the clients live."""
+
+    @abstractmethod
+    def hand_over(self, crew: Crew, shard: int, heir: int) -> None:
+        """Gives the clients of a shard, counted from 1, to another worker.
+
+        Raises:
+            RemoteError: it cannot read them.
+        """
 
     def _set_up(self, config: Config, folder: str, model: nn.Module) -> SetUp:
         shape = self.row_shape
@@ -93,6 +102,10 @@ class ShardedDataset(Dataset):
         crew.tell_all(crew.ranks, self._set_up(config, str(self.folder), model))
         return self._settle(crew, model)
 
+    def hand_over(self, crew: Crew, shard: int, heir: int) -> None:
+        crew.tell(heir, TakeShard(str(self.folder), shard - 1))
+        crew.hear([heir], Taken)
+
 
 class ScatteredDataset(Dataset):
     """The owner reads the source and sends every worker its clients' rows (level 2).
@@ -117,12 +130,19 @@ class ScatteredDataset(Dataset):
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         command = SetUpScattered(self._set_up(config, "", model), self.plan.normalisation)
         for rank in crew.ranks:
-            arrays = clients_in_memory(self.plan, rank - 1)
-            parts = (arrays.x, arrays.y, arrays.client_id, arrays.client_offset)
-            crew.tell(rank, command, [torch.from_numpy(part) for part in parts])
+            crew.tell(rank, command, self._rows_of(rank))
             # One worker's rows at a time: the owner never holds the dataset twice.
             crew.endpoint.flush()
         return self._settle(crew, model)
+
+    def hand_over(self, crew: Crew, shard: int, heir: int) -> None:
+        crew.tell(heir, TakeRows(self.plan.normalisation), self._rows_of(shard))
+        crew.hear([heir], Taken)
+
+    def _rows_of(self, shard: int) -> list[torch.Tensor]:
+        arrays = clients_in_memory(self.plan, shard - 1)
+        parts = (arrays.x, arrays.y, arrays.client_id, arrays.client_offset)
+        return [torch.from_numpy(part) for part in parts]
 
 
 def open_dataset(config: Config, crew: Crew) -> Dataset:
@@ -164,9 +184,10 @@ def _home(crew: Crew, replies: list[Ready]) -> Home:
             f"workers train on different kinds of device ({found}), which round differently: "
             "choose nodes of one kind, or --device cpu"
         )
-    home = Home({}, {}, {}, any(ready.remembers for ready in replies))
+    home = Home({}, {}, {}, {}, any(ready.remembers for ready in replies))
     for rank, ready in zip(crew.ranks, replies, strict=True):
         home.rank.update(dict.fromkeys(ready.clients, rank))
+        home.shard.update(dict.fromkeys(ready.clients, rank))
         home.rows.update(zip(ready.clients, ready.rows, strict=True))
         home.steps.update(zip(ready.clients, ready.steps, strict=True))
     return home

@@ -7,13 +7,14 @@ side by side, so that its memory does not grow with clients times model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 
 from fedmpi.config import COLLUDING, Config
 from fedmpi.config.federated import cohort_size
-from fedmpi.errors import UsageError
+from fedmpi.errors import LostRank, UsageError
 from fedmpi.federated.aggregation import ask_sum, receive_sum
 from fedmpi.federated.collusion import Collusion
 from fedmpi.federated.commands import Report, Reported
@@ -82,7 +83,15 @@ class Examined(Averaging):
         lr: float,
         meanwhile: Callable[[], None] | None = None,
     ) -> Outcome:
-        outcome = super().play(number, cohort, lr, meanwhile)
+        survives = self.crew.endpoint.transport.survives
+        shared = {id(self.home.rank): self.home.rank}  # which is not the detector's own
+        before = deepcopy(self.detector, shared) if survives else None
+        try:
+            outcome = super().play(number, cohort, lr, meanwhile)
+        except LostRank:
+            # The round may be begun anew, with what was known before it.
+            self.detector = before
+            raise
         out = [s.client for s in self.findings.get("suspects", []) if s.excluded]
         return replace(
             outcome,
@@ -121,8 +130,8 @@ class Examined(Averaging):
         if self.rule.looks:
             self._show(self.rule, clients)
         update = self._combined(clients) if self.rule.by_coordinate else self._summed(among)
-        update = self.rule.finish(update)
         self._settle()
+        update = self.rule.finish(update)
         self.findings |= self.rule.findings()
         self.strategy.apply(Mean(update.to(self.state.vectors[0].device), among))
 

@@ -28,10 +28,11 @@ from fedmpi.federated.local_privacy import LocalPrivacy
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet, draw_root
-from fedmpi.federated.rounds import Averaging, Cyclic, Home, Rounds
+from fedmpi.federated.rounds import Averaging, Cyclic, Home, Outcome, Rounds
 from fedmpi.federated.seeds import derive
 from fedmpi.federated.strategies import for_workers, settled
 from fedmpi.federated.strategy import Strategy
+from fedmpi.federated.survivors import Survivors
 from fedmpi.workers.crew import Crew
 
 
@@ -44,12 +45,14 @@ class Observer:
         clients: after a round whose clients were evaluated: all of them.
         scores: after a round whose clients were scored: those of the cohort.
         ended: after a round of which all has been told: a job may be left here, and go on later.
+        keeps: whether the state after a round will be kept: it is then evaluated at once.
     """
 
     round: Callable[[RoundMetrics], None]
     clients: Callable[[list[ClientMetrics]], None]
     scores: Callable[[list[ClientScore]], None] = lambda scores: None
     ended: Callable[[int], None] = lambda number: None
+    keeps: Callable[[int], bool] = lambda number: False
 
 
 class Job:
@@ -106,7 +109,7 @@ class Job:
         self.remarks = self._rounds.remarks()
         local = config.federated.privacy.kind == "local"
         self._privacy = LocalPrivacy(config, crew, home) if local else None
-        self._clients = sorted(home.rows)
+        self._survivors = Survivors(config, crew, self.dataset, home, self.attackers)
         self._device, self._test = device, self.dataset.test()
         if config.federated.needs_root:
             rows, self._test = draw_root(config, self._test)
@@ -155,19 +158,19 @@ class Job:
         for number in range(self.played + 1, federated.rounds + 1):
             begun, sent_before = clock(), sent
             lr = federated.lr * federated.lr_decay ** (number - 1)
-            cohort = cohort_of_round(
-                self.config.seed, number, self._clients, federated.fraction, federated.sampling
-            )
-            meanwhile = partial(self._catch_up, observer) if self._unevaluated else None
-            outcome = self._rounds.play(number, cohort, lr, meanwhile)
+            cohort, outcome = self._survivors.insist(partial(self._play, number, lr, observer))
             played = clock()
             if self._privacy:
                 outcome.findings["epsilon"] = self._privacy.after_round(cohort)
             stopped = "" if number == federated.rounds else self._exhausted(number)
             due = number % federated.eval_every == 0 or number == federated.rounds or bool(stopped)
             last = number == federated.rounds or bool(stopped)
-            later = due and not last and federated.overlap_evaluation
-            found = self._evaluate(number, observer) if due and not later else None
+            # What a checkpoint holds has been evaluated.
+            later = (
+                due and not last and federated.overlap_evaluation and not observer.keeps(number)
+            )
+            evaluate_all = partial(self._evaluate, number, observer)
+            found = self._survivors.insist(evaluate_all) if due and not later else None
             opened = self._attack_success() if due and not later else None
             now, sent = clock(), self._rounds.traffic()
             phases = dict(outcome.phases)
@@ -195,6 +198,7 @@ class Job:
                     excluded=outcome.excluded,
                     stopped=stopped,
                     attack_success=opened,
+                    lost=self._survivors.take_lost(),
                     **outcome.findings,
                 )
             )
@@ -204,6 +208,15 @@ class Job:
             observer.ended(number)
             if stopped or (found and 0 < federated.target_accuracy <= found.metric):
                 break
+
+    def _play(self, number: int, lr: float, observer: Observer) -> tuple[list[int], Outcome]:
+        """A round over a cohort of the clients that there are."""
+        federated, clients = self.config.federated, self._survivors.clients
+        cohort = cohort_of_round(
+            self.config.seed, number, clients, federated.fraction, federated.sampling
+        )
+        meanwhile = partial(self._catch_up, observer) if self._unevaluated else None
+        return cohort, self._rounds.play(number, cohort, lr, meanwhile)
 
     def _exhausted(self, number: int) -> str:
         """Why there can be no round after this one; empty if there can be one."""

@@ -37,6 +37,25 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class LostWorker:
+    """A worker that has died, and what became of its clients.
+
+    Attributes:
+        rank: of the worker.
+        host: its node.
+        reason: what is known of its end.
+        moved: (client, rank) of its clients that train on another rank from this round on.
+        lost: its clients whose rows nobody else can read: they are in no further round.
+    """
+
+    rank: int
+    host: str
+    reason: str
+    moved: list[tuple[int, int]]
+    lost: list[int]
+
+
+@dataclass(frozen=True)
 class ClientScore:
     """How far a client is from the others in a round.
 
@@ -97,6 +116,7 @@ class RoundMetrics:
         stopped: why training ends with this round, before the last one that was asked for.
         trusted: clients in which the owner has any trust (FLTrust).
         attack_success: share of the held-out rows for which an attack got what it wanted.
+        lost: workers that have died in it; it was begun anew without them.
     """
 
     round: int
@@ -125,6 +145,7 @@ class RoundMetrics:
     stopped: str = ""
     attack_success: float | None = None
     trusted: int | None = None
+    lost: list[LostWorker] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -7,3 +7,4 @@ from fedmpi.federated import encrypting as encrypting
 from fedmpi.federated import kept as kept
 from fedmpi.federated import local_privacy as local_privacy
 from fedmpi.federated import masking as masking
+from fedmpi.federated import taking_over as taking_over

@@ -29,6 +29,7 @@ def opened(
     Raises:
         FedMPIError: see `Job` and `EncryptedJob`.
     """
+    crew.vigil.choose(config.comm.silence_seconds)
     if config.federated.mode != "encrypted":
         yield Job(config, crew, strategy)
         return

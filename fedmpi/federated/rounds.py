@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import fmean
 from typing import Any
@@ -44,12 +44,14 @@ class Home:
         rank: of the worker that holds a client.
         rows: of a client.
         steps: of SGD that it takes in a round.
+        shard: number of the one that it is in, from 1: at first the rank that holds it.
         remember: clients carry something from round to round that stays with their workers.
     """
 
     rank: dict[int, int]
     rows: dict[int, int]
     steps: dict[int, int]
+    shard: dict[int, int] = field(default_factory=dict)
     remember: bool = False
 
 
@@ -164,6 +166,7 @@ class Rounds(ABC):
         reports = self._hear(ranks)
         heard, cpu = clock(), time.thread_time() - cpu
         self._wait = heard - sent
+        self.crew.vigil.observe(self._wait)
         included, excluded = self._included(number, cohort, ranks, reports)
         left_out = {e.client for e in excluded} | set(self.findings.get("dropped", ()))
         self._update(sorted(c for c in cohort if c not in left_out), reports)

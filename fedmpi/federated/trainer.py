@@ -14,6 +14,7 @@ import torch
 from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Shard
+from fedmpi.data.shards import Shards
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_step import TrainStep, client_steps
 from fedmpi.federated.cohort import drops_out
@@ -93,6 +94,7 @@ class Trainer:
         attackers: those of its clients that attack.
         client_steps: what the job puts around a client's training.
         terms: what clients need to know of the round for their privacy.
+        between: called before every client: the worker's sign of life.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Trainer:
         device: torch.device,
     ) -> None:
         self.config = config
-        self.clients = clients
+        self.clients: Shard | Shards = clients
         self.classes = classes
         self.draws = draws
         self.smallest_batch = smallest_batch
@@ -125,6 +127,12 @@ class Trainer:
         self.attackers: frozenset[int] = frozenset()
         self.client_steps = client_steps(self)
         self.terms = Terms()
+        self.between: Callable[[], None] = lambda: None
+
+    def take_over(self, shard: Shard) -> None:
+        """Takes the clients of another shard beside its own."""
+        self.clients = Shards([self.clients, shard])
+        self._refuse_small_clients()
 
     def learn(self, programs: Sequence[Program]) -> None:
         """Takes recorded steps in place of autograd's; on a GPU it goes on without them."""
@@ -300,10 +308,15 @@ class Trainer:
                 tally.dropped.append(client)
                 continue
             turn = Turn(round_number, client, self.clients.rows(client), lr)
+            self.between()
             t0 = clock()
             self.state.load(self.start)
             t1 = clock()
-            loss = self.train(turn)
+            try:
+                loss = self.train(turn)
+            except Exception as error:
+                error.add_note(f"round {round_number}, client {client}")
+                raise
             t2 = clock()
             known = loss or 0.0
             refusal = take(turn) if isfinite(known) else f"its training loss is {known:.3g}"
@@ -329,6 +342,7 @@ class Trainer:
         self.state.load(self.start)
         results = []
         for client in self.clients.ids:
+            self.between()
             x, y = self.clients.load(client)
             found = evaluate(self.state.model, batches(x, y), self.classes, self.device)
             results.append((client, len(y), found.loss, found.metric))

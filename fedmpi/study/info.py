@@ -79,13 +79,20 @@ def show(crew: Crew | None, launcher: str, console: Console, out: str = "") -> N
     """
     rows = [describe()]
     transport = crew.endpoint.transport if crew else None
-    mpi = {"ranks": 1, "launcher": launcher, "library": "", "gpu_aware": False}
+    mpi = {
+        "ranks": 1,
+        "launcher": launcher,
+        "library": "",
+        "gpu_aware": False,
+        "survives": False,
+    }
     if crew and isinstance(transport, MpiTransport):
         rows += [reply.facts for reply in crew.ask(lambda rank: Describe(), Described)]
         mpi |= {
             "ranks": transport.size,
             "library": transport.library(),
             "gpu_aware": transport.gpu_aware(),
+            "survives": transport.survives,
         }
     table(rows, mpi, console)
     if out:
@@ -98,7 +105,7 @@ def table(rows: Sequence[Facts], mpi: Mapping[str, Any], console: Console) -> No
 
     Args:
         rows: what `describe` gave on each rank, rank 0 first.
-        mpi: facts of the transport: library, ranks, launcher, gpu_aware.
+        mpi: facts of the transport: library, ranks, launcher, gpu_aware, survives.
         console: where to print.
     """
     console.print(_job_table(rows, mpi))
@@ -116,6 +123,7 @@ def _job_table(rows: Sequence[Facts], mpi: Mapping[str, Any]) -> Table:
         "launcher": mpi.get("launcher") or "none",
         "ranks": str(mpi.get("ranks", len(rows))),
         "GPU-aware MPI": "yes" if mpi.get("gpu_aware") else "no",
+        "survives lost workers": "yes (ULFM)" if mpi.get("survives") else "no",
     }
     for name, value in (facts | rows[0]["versions"]).items():
         job.add_row(name, value)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedmpi.federated.metrics import Excluded, RoundMetrics, Suspect
+from fedmpi.federated.metrics import Excluded, LostWorker, RoundMetrics, Suspect
 from fedmpi.study.summary import summary_line
 from fedmpi.study.units import duration, score, size
 
@@ -89,7 +89,7 @@ def round_line(metrics: RoundMetrics, rounds: int) -> str:
 
 def notes(metrics: RoundMetrics) -> list[str]:
     """What else a person should know of a round, a line each."""
-    lines = []
+    lines = [lost_worker_line(lost) for lost in metrics.lost]
     if metrics.excluded:
         lines.append(excluded_line(metrics.excluded))
     if metrics.suspects:
@@ -106,6 +106,18 @@ def notes(metrics: RoundMetrics) -> list[str]:
     if metrics.stopped:
         lines.append(f"  stopped: {metrics.stopped}")
     return lines
+
+
+def lost_worker_line(lost: LostWorker) -> str:
+    """A worker that has died, and what became of its clients."""
+    words = [f"  lost: worker on rank {lost.rank} on {lost.host} ({lost.reason})"]
+    if lost.moved:
+        ranks = sorted({rank for _, rank in lost.moved})
+        heirs = ", ".join(map(str, ranks))
+        words.append(f"its {len(lost.moved)} clients go on on rank{'s' * (len(ranks) > 1)} {heirs}")
+    if lost.lost:
+        words.append(f"{len(lost.lost)} clients are lost, since nobody else can read their rows")
+    return "; ".join(words)
 
 
 def excluded_line(excluded: list[Excluded]) -> str:

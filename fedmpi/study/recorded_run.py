@@ -19,12 +19,14 @@ from fedmpi.federated.metrics import RoundMetrics
 from fedmpi.federated.model_file import save_model
 from fedmpi.federated.opened import opened
 from fedmpi.federated.strategy import Strategy
+from fedmpi.study.outcome import lost_line, recording_outcome
 from fedmpi.study.plot import curve
 from fedmpi.study.progress import Progress
 from fedmpi.study.records import Records
 from fedmpi.study.resume import Resumed
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.crew import Crew
+from fedmpi.workers.logs import open_logs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +93,8 @@ def run(
     if config.secure.learns == "model":
         save_model(folder.model, job.model, job.config)
     curve(rounds, folder.curve, folder.path.name)
-    _print(console, f"written to {folder.path}")
+    lost = lost_line([one for metrics in rounds for one in metrics.lost])
+    _print(console, "; ".join(filter(None, (f"written to {folder.path}", lost))))
     return Recorded(job.model, rounds, job.config, folder)
 
 
@@ -99,25 +102,43 @@ def _play(
     job: Job | EncryptedJob, crew: Crew, console: Console, resumed: Resumed | None
 ) -> tuple[list[RoundMetrics], RunFolder]:
     """Trains, with everything that is recorded on the way; returns all rounds."""
+    folder = resumed.folder if resumed else RunFolder.create(job.config)
+    open_logs(crew, folder.logs)
+    rounds: list[RoundMetrics] = []
+    with recording_outcome(folder.outcome, rounds):
+        _record(job, crew, console, folder, resumed, rounds)
+    return rounds, folder
+
+
+def _record(
+    job: Job | EncryptedJob,
+    crew: Crew,
+    console: Console,
+    folder: RunFolder,
+    resumed: Resumed | None,
+    rounds: list[RoundMetrics],
+) -> None:
+    """Trains; `rounds` takes those that end, after those that had ended before."""
     config, asked = job.config, job.config.federated.rounds
     checkpoints: Checkpoints | None = None
     how = ""
     try:
         with ExitStack() as stack, SIGNALS.patient():
-            folder = resumed.folder if resumed else RunFolder.create(config)
             for line in job.remarks:
                 _print(console, line)
             done = resumed.done if resumed else None
             records = stack.enter_context(Records(folder, config, done))
-            rounds = resumed.take_over(config) if resumed else []
-            shown = stack.enter_context(Progress(console, asked, rounds))
+            rounds += resumed.take_over(config) if resumed else []
+            shown = stack.enter_context(Progress(console, asked, list(rounds)))
             observer = Observer(records.round, records.clients, records.scores)
             if isinstance(job, Job):
                 how = f"; go on with: {resuming(crew, folder)}"
                 checkpoints = Checkpoints(
                     job, folder.checkpoints, records.sync, lambda line: _print(console, line)
                 )
-                observer = replace(observer, ended=checkpoints.after_round)
+                observer = replace(
+                    observer, ended=checkpoints.after_round, keeps=checkpoints.is_due
+                )
 
             def after_round(metrics: RoundMetrics) -> None:
                 rounds.append(metrics)
@@ -135,7 +156,6 @@ def _play(
     finally:
         if checkpoints:
             checkpoints.close()
-    return rounds, folder
 
 
 def _leave(checkpoints: Checkpoints | None, asked: int) -> str:

@@ -12,6 +12,7 @@ from fedmpi.federated.metrics import PHASES, RoundMetrics, Suspect
 from fedmpi.spdz.traffic import total
 from fedmpi.study import plot
 from fedmpi.study.metrics_file import read_metrics
+from fedmpi.study.outcome import lost_line, read_outcome
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.study.summary import best_round, summary_line
 from fedmpi.study.units import duration, score, size
@@ -53,6 +54,11 @@ def report(folder: str | Path, console: Console) -> Path:
         )
     if metrics[-1].stopped:
         console.print(f"stopped: {metrics[-1].stopped}", highlight=False)
+    if lost := lost_line([one for m in metrics for one in m.lost]):
+        console.print(lost, highlight=False)
+    outcome = read_outcome(run.outcome)
+    if outcome and outcome.exit_status:
+        console.print(f"did not reach its end: {outcome.reason}", highlight=False, markup=False)
     left_out = sum(len(m.excluded) for m in metrics)
     if left_out:
         console.print(f"client updates left out: {left_out} (named in {run.metrics.name})")

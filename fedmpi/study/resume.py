@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FREE = (
     "name",
     "out",
+    "user_code",
     "comm.",
     "checkpoint.",
     "data.path",
@@ -34,6 +35,8 @@ FREE = (
     "federated.eval_every",
     "federated.evaluate_clients",
     "federated.target_accuracy",
+    "federated.overlap_evaluation",
+    "federated.on_lost_worker",
 )
 """Options of which no bit of any round's model depends: they may change on the way."""
 SAME_BITS = ("shards", "scatter")
@@ -189,7 +192,7 @@ class Resumed:
                 "checkpoint: bring back the file that the run has written"
             )
         write_config(folder, config)
-        for path in (folder.model, folder.curve):
+        for path in (folder.model, folder.curve, folder.outcome):
             path.unlink(missing_ok=True)
         return rounds
 

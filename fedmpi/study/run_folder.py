@@ -85,6 +85,16 @@ class RunFolder:
         return self.path / "scores.jsonl"
 
     @property
+    def logs(self) -> Path:
+        """Folder of the ranks' logs, rank-N.log."""
+        return self.path / "logs"
+
+    @property
+    def outcome(self) -> Path:
+        """How the run has ended; not there while it goes on."""
+        return self.path / "outcome.json"
+
+    @property
     def model(self) -> Path:
         """The final model."""
         return self.path / "model.h5"

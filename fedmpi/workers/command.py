@@ -52,12 +52,14 @@ class Failure(Reply, frozen=True):
         exit_status: of the job, if nobody catches it.
         traceback: empty when the sentence says it all (a refusal).
         call: number of the operator's call that failed; 0 if it was something else.
+        where: the host, and what the worker was busy with.
     """
 
     sentence: str
     exit_status: int
     traceback: str
     call: int = 0
+    where: str = ""
 
 
 class Signalled(Reply, frozen=True):

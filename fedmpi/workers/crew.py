@@ -11,8 +11,9 @@ import torch
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.signals import SIGNALS
-from fedmpi.errors import RemoteError
+from fedmpi.errors import LostRank, RemoteError
 from fedmpi.workers.command import Command, Failure, Reply, Signalled, Stop, entry_of
+from fedmpi.workers.vigil import Vigil
 
 R = TypeVar("R", bound=Reply)
 
@@ -20,23 +21,26 @@ R = TypeVar("R", bound=Reply)
 class Crew:
     """All workers of a job, as the owner sees them.
 
-    Any wait of the owner may raise `RemoteError`, when a worker fails at an urgent command.
+    Any wait of the owner may raise `RemoteError`, when a worker fails at an urgent command, and
+    `LostRank` or `SilentRank`, when one dies or does not answer any more.
 
     Args:
         endpoint: of rank 0.
 
     Attributes:
-        ranks: of the workers, 1 to the number of workers.
+        ranks: of the workers that live, ascending; at first 1 to the number of workers.
         in_process: the workers are threads of this process.
         busy: whether a worker may be at work on something nobody has waited for.
+        vigil: what watches them while the owner waits.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.ranks = range(1, endpoint.size)
+        self.ranks: Sequence[int] = range(1, endpoint.size)
         self.in_process = endpoint.transport.in_process
         self.busy = False
-        endpoint.transport.watch = self._hear_alarm
+        self.vigil = Vigil(endpoint)
+        endpoint.transport.watch = self._watch
 
     def tell(self, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Sends a command and returns; the tensors must not change before the next wait."""
@@ -93,14 +97,40 @@ class Crew:
 
     def stop(self, status: int) -> None:
         """Sends every worker home with an exit status; at once, if some are still at work."""
+        if self.endpoint.transport.broken:
+            # The living wait for the owner, and then for commands.
+            self.recover(LostRank("the job ends"))
         if self.busy:
             self.endpoint.transport.abort(status)
             return
-        for rank in self.ranks:
-            self.endpoint.send(rank, Channel.COMMAND, Stop(status))
-        self.endpoint.flush()
+        try:
+            for rank in self.ranks:
+                self.endpoint.send(rank, Channel.COMMAND, Stop(status))
+            self.endpoint.flush()
+        except LostRank as lost:
+            # The living have not seen all that was sent: they are told once more.
+            self.recover(lost)
+            self.stop(status)
 
-    def _hear_alarm(self) -> None:
+    def recover(self, lost: LostRank) -> list[int]:
+        """Goes on with the workers that are left, which have given up what they were doing.
+
+        Args:
+            lost: what has ended the owner's wait; while it lives, so does the memory in which
+                messages could still arrive.
+
+        Returns:
+            The ranks that are lost; `ranks` is empty if there were no more.
+        """
+        ranks = self.endpoint.transport.recover()
+        self.endpoint.forget()
+        self.ranks = [rank for rank in self.ranks if rank not in ranks]
+        self.vigil.forget(list(self.ranks))
+        self.busy = False
+        return ranks
+
+    def _watch(self) -> None:
+        self.vigil.look()
         frame = self.endpoint.poll(Channel.ALARM)
         if frame is None:
             return
@@ -112,6 +142,6 @@ class Crew:
 
 def _remote_error(rank: int, failure: Failure) -> RemoteError:
     sentence = f"worker on rank {rank}: {failure.sentence}"
-    error = RemoteError(sentence, rank, failure.traceback, failure.call)
+    error = RemoteError(sentence, rank, failure.traceback, failure.call, failure.where)
     error.exit_status = failure.exit_status
     return error

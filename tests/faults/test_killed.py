@@ -36,11 +36,8 @@ def check_what_is_left(here: Path, done: Ended) -> None:
     assert done.status != 0
     assert "Traceback" not in done.stderr, done.stderr
     assert half_written(here) == []
-    assert {path.name for path in folder.iterdir()} <= {
-        "config.toml",
-        "metrics.jsonl",
-        "checkpoints",
-    }
+    left = {path.name for path in folder.iterdir()}
+    assert left - {"outcome.json", "checkpoints"} == {"config.toml", "metrics.jsonl", "logs"}
     told = re.findall(r"rounds up to (\d+) of 100000 are in runs/it/metrics\.jsonl", done.stderr)
     assert len(told) <= 1, done.stderr
     assert rounds_of(folder) >= int(told[0] if told else 2)

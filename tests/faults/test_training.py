@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,11 @@ def test_a_worker_that_raises(prepared: Path, here: Path, name: str, mode: str) 
     # After an Abort, MPICH may give the status of a rank that it killed.
     assert done.status != 0, done
     sentence = "fedmpi: rank 0: worker on rank 2: RuntimeError: the tenth step went wrong"
-    assert done.stderr.splitlines().count(sentence) == 1, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith(sentence)]
+    assert len(told) == 1, done.stderr
+    assert re.search(rf"\({re.escape(socket.gethostname())}, round \d, client \d\)$", told[0])
+    log = here / "runs" / "it" / "logs" / f"rank-{2 if name else 0}.log"
+    assert log.read_text().count("RuntimeError: the tenth step went wrong") == (2 if name else 3)
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert done.stderr.count("own.py") == 1, done.stderr
     assert rounds_of(here / "runs" / "it") in (0, 1)

@@ -15,6 +15,8 @@ import fedmpi.federated.commands as federated
 import fedmpi.federated.encrypting as encrypting
 import fedmpi.federated.kept as kept
 import fedmpi.federated.masking as masking
+import fedmpi.federated.taking_over as taking_over
+import fedmpi.workers.logs as logs
 import fedmpi.workers.operate as operate
 import fedmpi.workers.vectors as vectors
 from fedmpi.comm.frame import ProtocolError
@@ -52,6 +54,9 @@ COMMANDS: list[Command] = [
     federated.Train(1, [3, 5], [0.25, 0.75], 0.1, {"update": 7}),
     federated.Hop(1, [3], 0.1, 0, 2, 4096),
     federated.Report(),
+    logs.OpenLog("runs/it/logs"),
+    taking_over.TakeShard("data/x", 2),
+    taking_over.TakeRows(Normalisation()),
     federated.EvaluateClients(),
     kept.TrainAndKeep(1, [3, 5], [0.25, 0.75], 0.1),
     kept.GiveBlock([3, 5], 0, 1000),

@@ -22,6 +22,8 @@ class Controlled(ClientStep):
     It changes only if the client's update is in the sum, as that of c does.
     """
 
+    remembers = True
+
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self._trained = trainer.state.trained_in(trainer.state.vectors)

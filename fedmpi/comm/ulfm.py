@@ -1,0 +1,225 @@
+"""The ranks of an MPI job of which some may die, by User Level Failure Mitigation (ULFM).
+
+Bland et al. 2013, "Post-failure recovery of MPI communication capability: Design and rationale".
+A communicator in which a rank has died is revoked by the first who notices; every rank then
+leaves what it was doing, and the living shrink it to one of their own.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmpi.comm.waiting import wait_until
+from fedmpi.errors import FedMPIError, LostRank
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+ENABLED = "OMPI_MCA_mpi_ft_enable"
+"""What `mpirun --with-ft ulfm` tells its ranks."""
+SECONDS_BETWEEN_LOOKS = 0.1
+"""A rank that waits for a living one asks so often whether another has died."""
+SECONDS_TO_LEARN = 2.0
+"""Who is told that something has died learns within this time what."""
+IDENTITY_BYTES = 128
+"""Of the text by which a rank is known to the others."""
+SECONDS_TO_MEET = 3600.0
+"""The living have so long to come together; who is at work comes when its client is trained."""
+
+
+def survives(mpi: Any) -> bool:
+    """Whether this job goes on when a rank dies: found out by trying, and by asking the launcher.
+
+    Open MPI has the calls in any case, but they notice nothing unless `mpirun --with-ft ulfm`
+    started the job, which says so in the environment.
+    """
+    if os.environ.get(ENABLED, "0").lower() not in ("1", "true", "yes"):
+        return False
+    own = mpi.COMM_SELF.Dup()
+    try:
+        own.Revoke()
+        found = own.Is_revoked() and own.Agree(1) == 1 and own.Shrink().size == 1
+    except (NotImplementedError, mpi.Exception):
+        found = False
+    return bool(found)
+
+
+class Members:
+    """Who is left of the ranks of a job. Ranks keep their numbers, whatever their places become.
+
+    Args:
+        mpi: mpi4py's module.
+        comm: of all ranks.
+
+    Attributes:
+        hosts: name of the node of each rank.
+    """
+
+    def __init__(self, mpi: Any, comm: MPI.Intracomm) -> None:
+        self._mpi = mpi
+        self._comm = comm
+        self._all = comm.Get_group()
+        self._ranks = list(range(comm.size))
+        self._places = list(range(comm.size))
+        self._next_look = 0.0
+        self._me = comm.rank
+        self._launcher = os.getppid()
+        found = [text.split(" ", 2) for text in _told_to_all(comm, _identity())]
+        self._pids = [int(pid) for pid, _, _ in found]
+        self._spaces = [space for _, space, _ in found]
+        self.hosts = [host for _, _, host in found]
+
+    def place(self, rank: int) -> int:
+        """Where a rank stands in the communicator of the living.
+
+        Raises:
+            LostRank: it is dead.
+        """
+        place = self._places[rank]
+        if place < 0:
+            raise self._sentence((rank,))
+        return place
+
+    def rank(self, place: int) -> int:
+        """Who stands at a place."""
+        return self._ranks[place]
+
+    def look(self) -> None:
+        """Looks from time to time whether anybody has died.
+
+        Raises:
+            LostRank: somebody has.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + SECONDS_BETWEEN_LOOKS
+        self._require_launcher()
+        if self._comm.Is_revoked() or self._dead():
+            raise self._lost()
+
+    def lost(self, error: MPI.Exception) -> Exception:
+        """What an error of MPI means: a rank has died, or something else that is left as it is."""
+        mpi = self._mpi
+        kinds = (
+            mpi.ERR_PROC_FAILED,
+            mpi.ERR_PROC_FAILED_PENDING,
+            mpi.ERR_REVOKED,
+            mpi.ERR_IN_STATUS,
+        )
+        if error.Get_error_class() not in kinds:
+            return error
+        return self._lost()
+
+    def shrink(self, comm: MPI.Intracomm) -> tuple[MPI.Intracomm, list[int]]:
+        """The communicator of the living, who all call this, and the ranks lost since the last.
+
+        Raises:
+            FedMPIError: some of the living did not come.
+        """
+        comm.Revoke()
+        self._meet(comm)
+        self._comm = self._mpi.Intracomm(comm.Shrink())
+        places = range(self._comm.size)
+        living = self._mpi.Group.Translate_ranks(self._comm.Get_group(), places, self._all)
+        lost = sorted(set(self._ranks) - set(living))
+        self._ranks = list(living)
+        self._places = [-1] * len(self._places)
+        for place, rank in enumerate(living):
+            self._places[rank] = place
+        comm.Free()
+        return self._comm, lost
+
+    @property
+    def broken(self) -> bool:
+        """Whether somebody has died since the last `shrink`."""
+        return bool(self._comm.Is_revoked() or self._dead())
+
+    def kill_all(self) -> None:
+        """Ends all others of this node: in this mode `Abort` was seen to leave some behind."""
+        for rank in self._ranks:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(rank)
+
+    def kill(self, rank: int) -> bool:
+        """Ends the process of another rank at once, if it is on this node; whether it is."""
+        mine = self.hosts[self._me], self._spaces[self._me]
+        if (self.hosts[rank], self._spaces[rank]) != mine or rank == self._me:
+            return False
+        os.kill(self._pids[rank], signal.SIGKILL)
+        return True
+
+    def _require_launcher(self) -> None:
+        """Nobody would say any more who dies, nor end this process.
+
+        Raises:
+            FedMPIError: the launcher is gone.
+        """
+        if os.getppid() != self._launcher:
+            raise FedMPIError("the launcher has died, and with it the job")
+
+    def _meet(self, comm: MPI.Intracomm) -> None:
+        """Waits politely for the living: `Shrink` itself would poll at full speed."""
+        request = comm.Iagree(array.array("i", [1]))
+        deadline = time.monotonic() + SECONDS_TO_MEET
+
+        def agreed() -> bool | None:
+            try:
+                done = request.Test()
+            except self._mpi.Exception as error:
+                # The agreement reports the dead, after all the living have taken part.
+                if error.Get_error_class() != self._mpi.ERR_PROC_FAILED:
+                    raise
+                return True
+            self._require_launcher()
+            if not done and time.monotonic() > deadline:
+                raise FedMPIError(
+                    f"a rank has died, and the others did not come together within "
+                    f"{SECONDS_TO_MEET:.0f} s: one of them hangs"
+                )
+            return done or None
+
+        wait_until(agreed, spin=False)
+
+    def _dead(self) -> tuple[int, ...]:
+        group = self._comm.Get_failed()
+        places = range(group.size)
+        dead = self._mpi.Group.Translate_ranks(group, places, self._all) if group.size else ()
+        group.Free()
+        return tuple(sorted(dead))
+
+    def _lost(self) -> LostRank:
+        """Tells all others, and says who is dead."""
+        self._comm.Revoke()
+        deadline = time.monotonic() + SECONDS_TO_LEARN
+        while not (dead := self._dead()) and time.monotonic() < deadline:
+            self._mpi.COMM_SELF.Iprobe()  # what drives MPI's progress
+            time.sleep(0.01)
+        return self._sentence(dead)
+
+    def _sentence(self, dead: tuple[int, ...]) -> LostRank:
+        named = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in dead)
+        return LostRank(f"lost {named or 'a rank'}: its process has died", dead)
+
+
+def _identity() -> str:
+    """Process id, the name space in which it counts (a container has its own), and host."""
+    return f"{os.getpid()} {os.stat('/proc/self/ns/pid').st_ino} {socket.gethostname()}"
+
+
+def _told_to_all(comm: MPI.Intracomm, text: str) -> list[str]:
+    """The texts of all ranks; what is beyond `IDENTITY_BYTES` is cut off."""
+    mine = np.zeros(IDENTITY_BYTES, dtype=np.uint8)
+    raw = np.frombuffer(text.encode()[:IDENTITY_BYTES], dtype=np.uint8)
+    mine[: len(raw)] = raw
+    every = np.zeros((comm.size, IDENTITY_BYTES), dtype=np.uint8)
+    comm.Allgather(mine, every)
+    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in every]
