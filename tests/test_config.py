@@ -175,6 +175,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (CommConfig, "chunk_kib", [0, 2**20 + 1]),
     (ComputeConfig, "device", ["gpu"]),
     (ComputeConfig, "threads", [0, 1025]),
+    (ComputeConfig, "stack", [0, -1, 1025]),
     (StrategyConfig, "kind", ["", "fedAdam", "mine"]),
     (StrategyConfig, "server_lr", [0.0, -1.0, NAN, INF, "fast"]),
     (StrategyConfig, "momentum", [-0.1, 1.0, NAN]),
