@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby, islice
+from math import prod
 from typing import Literal
 
 import torch
@@ -60,7 +61,7 @@ class ClientStack:
         self._programs = programs
         self._models = [torch.empty(most, *p.shape, dtype=p.dtype) for p in self._model]
         self._steps = StackedSteps(programs, self._models)
-        self._rows = Memory()
+        self._rows = [torch.empty(0), torch.empty(0)]  # of x and y
         self._same: dict[tuple[int, int], bool] = {}
         for n in (1, 2):
             x, y = (t.expand(1, n, *t.shape[1:]).contiguous() for t in row)
@@ -141,10 +142,14 @@ class ClientStack:
 
     def _room(self, clients: Sequence[Batch]) -> Batch:
         """Memory for the rows of an epoch: x [K, most rows, ...] and y [K, most rows]."""
-        self._rows.restart()
         most = max(len(y) for _, y in clients)
-        x, y = (self._rows.take((len(clients), most, *t.shape[1:]), t, t.dtype) for t in clients[0])
-        return x, y
+        found = []
+        for k, like in enumerate(clients[0]):
+            shape = len(clients), most, *like.shape[1:]
+            if len(self._rows[k]) < prod(shape):
+                self._rows[k] = torch.empty(prod(shape), dtype=like.dtype)
+            found.append(self._rows[k][: prod(shape)].view(shape))
+        return found[0], found[1]
 
     def _schedule(
         self,
