@@ -22,7 +22,7 @@ import torch
 from fedmpi.data.shard import Batch
 from fedmpi.federated.local_sgd import batch_sizes
 from fedmpi.federated.training_step import StackedSteps
-from fedmpi.workers.building import Memory
+from fedmpi.workers.building import Memory, NotStackable
 from fedmpi.workers.program import Program
 from fedmpi.workers.stacked import Stacked
 
@@ -32,6 +32,9 @@ ROWS_BYTES = 64 * 2**20
 """Of the rows that the clients of a stack hold in the order of an epoch, if they are several."""
 MOST = 16
 """Clients of a stack, however small their models."""
+
+ALIGNED = 16
+"""Numbers, or rows, that fill whole cache lines: kernels may round by how their operands lie."""
 
 Step = tuple[Stacked, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -59,13 +62,13 @@ class ClientStack:
         self.most = most
         self._model = [p.detach() for p in model]
         self._programs = programs
-        self._models = [torch.empty(most, *p.shape, dtype=p.dtype) for p in self._model]
+        self._models = [_side_by_side(most, p) for p in self._model]
         self._steps = StackedSteps(programs, self._models)
         self._rows = [torch.empty(0), torch.empty(0)]  # of x and y
         self._same: dict[tuple[int, int], bool] = {}
-        for n in (1, 2):
-            x, y = (t.expand(1, n, *t.shape[1:]).contiguous() for t in row)
-            self._steps.ready(0, 1, x, y, torch.zeros(1, 1, dtype=torch.float64))
+        if not all(p.is_floating_point() for p in self._model):
+            raise NotStackable("parameters that are no real numbers")
+        self._steps.check(*row)
 
     def groups(self, rows: Sequence[int], row_bytes: int) -> Iterator[list[int]]:
         """Who trains together: the largest clients, the next ones, and so on.
@@ -142,7 +145,7 @@ class ClientStack:
 
     def _room(self, clients: Sequence[Batch]) -> Batch:
         """Memory for the rows of an epoch: x [K, most rows, ...] and y [K, most rows]."""
-        most = max(len(y) for _, y in clients)
+        most = -(-max(len(y) for _, y in clients) // ALIGNED) * ALIGNED
         found = []
         for k, like in enumerate(clients[0]):
             shape = len(clients), most, *like.shape[1:]
@@ -192,17 +195,19 @@ class ClientStack:
     def _try(self, x: torch.Tensor, y: torch.Tensor) -> bool:
         count, n = y.shape
         draws = torch.Generator().manual_seed(n)
-        x = x + torch.randn(x.shape, generator=draws)
-        first = [
-            mine + torch.randn(count, *mine.shape, generator=draws, dtype=mine.dtype) / 32
-            for mine in self._model
-        ]
+        # As far apart in memory as the clients' own rows.
+        x = torch.empty_strided(x.shape, x.stride()).copy_(torch.randn(x.shape, generator=draws))
+        first = [_side_by_side(count, mine) for mine in self._model]
+        alone = [_side_by_side(count, mine) for mine in self._model]
+        for together, apart in zip(first, alone, strict=True):
+            together.normal_(std=1 / 32, generator=draws)
+            apart.copy_(together)
         total = torch.zeros(count, 1, dtype=torch.float64)
-        alone, sums = [p.clone() for p in first], total.clone()
+        sums = total.clone()
         program = self._programs[n > 1]
-        together = Stacked(program, first, [x, y, total], Memory())
+        step = Stacked(program, first, [x, y, total], Memory())
         for _ in range(2):
-            together(x, y, total, (-0.125,))
+            step(x, y, total, (-0.125,))
         for k in range(count):
             own = slice(k, k + 1)
             batch = x[own], y[own], sums[own]
@@ -211,6 +216,13 @@ class ClientStack:
                 step(*batch, (-0.125,))
         pairs = zip([*first, total], [*alone, sums], strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _side_by_side(count: int, like: torch.Tensor) -> torch.Tensor:
+    """Room for so many tensors like one, each of which begins as far into a cache line."""
+    width = -(-like.numel() // ALIGNED) * ALIGNED
+    room = torch.empty(count, width, dtype=like.dtype)
+    return room[:, : like.numel()].unflatten(1, like.shape)
 
 
 def stack_size(asked: int | Literal["auto"], model_bytes: int, clients: int) -> int:

@@ -85,6 +85,21 @@ class StackedSteps:
             found = self._ready[key] = Stacked(program, models, [x, y, total], self._memory)
         return found
 
+    def check(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Tries what depends on the program and the shape of a row alone; no step is taken.
+
+        Args:
+            x: rows like those to come, [1 or more, ...].
+            y: their targets.
+
+        Raises:
+            NotStackable: batches of one row, or of several, cannot be taken so.
+        """
+        total = torch.zeros(1, 1, dtype=torch.float64)
+        for n in (1, 2):
+            rows = (t[:1].expand(n, *t.shape[1:]).unsqueeze(0).contiguous() for t in (x, y))
+            self.ready(0, 1, *rows, total)
+
 
 class TrainingStep:
     """One step of SGD, again and again on one model.
@@ -103,21 +118,28 @@ class TrainingStep:
         self._replays = [Replay(program) for program in programs]
         one = [p.unsqueeze(0) for p in self._parameters]
         self._prepared = StackedSteps(programs, one) if programs else None
+        self._checked = False
 
     def __call__(
         self, x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float
     ) -> None:
         """Takes a step, gradients being off; see `autograd_step`."""
+        if self._prepared and not self._checked:
+            self._check(x, y)
         if self._prepared:
             batch = x.unsqueeze(0), y.unsqueeze(0), total.unsqueeze(0)
-            try:
-                step = self._prepared.ready(0, 1, *batch)
-            except NotStackable:
-                self._prepared = None
-            else:
-                return step(*batch, (step_size,))
-        if self._replays:
+            self._prepared.ready(0, 1, *batch)(*batch, (step_size,))
+        elif self._replays:
             replay = self._replays[len(x) > 1]
             replay([*self._parameters, x, y, total], (step_size,), 0)
         else:
             autograd_step(self.model, self.loss_of, x, y, total, step_size)
+
+    def _check(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Settles once, by the first rows' shape, how all steps are taken."""
+        assert self._prepared
+        self._checked = True
+        try:
+            self._prepared.check(x, y)
+        except NotStackable:
+            self._prepared = None
