@@ -97,8 +97,8 @@ class StackedSteps:
         """
         total = torch.zeros(1, 1, dtype=torch.float64)
         for n in (1, 2):
-            rows = (t[:1].expand(n, *t.shape[1:]).unsqueeze(0).contiguous() for t in (x, y))
-            self.ready(0, 1, *rows, total)
+            rows, targets = (t[:1].expand(1, n, *t.shape[1:]).contiguous() for t in (x, y))
+            self.ready(0, 1, rows, targets, total)
 
 
 class TrainingStep:
