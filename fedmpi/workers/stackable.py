@@ -139,31 +139,15 @@ def _relu(build: Building, x: Value) -> Value:
     return made
 
 
-def _unary(kernel: Callable[..., Any]) -> Entry:
-    def take(build: Building, x: Value) -> Value:
-        made = _place(build, x)
-        build.call(kernel, x, out=made)
-        return made
-
-    return take
+# No tanh or sigmoid: PyTorch rounds the end of a vector, which is left over from its widest
+# registers, by another routine than the rest, so that a value would depend on its place in a stack.
 
 
-def _backward(kernel: Callable[..., Any]) -> Entry:
-    def take(build: Building, gradient: Value, *saved: Any) -> Value:
-        made = _place(build, gradient)
-        build.call(kernel, gradient, *saved, grad_input=made)
-        return made
-
-    return take
-
-
-TABLE |= {
-    "tanh": _unary(torch.tanh),
-    "sigmoid": _unary(torch.sigmoid),
-    "threshold_backward": _backward(_aten.threshold_backward.grad_input),
-    "tanh_backward": _backward(_aten.tanh_backward.grad_input),
-    "sigmoid_backward": _backward(_aten.sigmoid_backward.grad_input),
-}
+@takes("threshold_backward")
+def _threshold_backward(build: Building, gradient: Value, output: Value, bound: float) -> Value:
+    made = _place(build, gradient)
+    build.call(_aten.threshold_backward.grad_input, gradient, output, bound, grad_input=made)
+    return made
 
 
 @takes("sum.dim_IntList")
