@@ -7,7 +7,9 @@ one thread. For softmax regression, McMahan's 2NN and CNN, and LeNet:
 
 - plain: tensors, `loss.backward()` and `optim.SGD`, the reference;
 - autograd: FedMPI's loop without a recording, as models train that cannot be recorded;
-- recorded: FedMPI's loop with the recorded step.
+- recorded: FedMPI's loop with the recorded step, one client alone;
+- stacked: as many clients at a time as `compute.stack = "auto"` takes, per client; without
+  convolutions.
 
 Then what adding the client's update to the exact sum costs, in one compiled pass and with
 PyTorch's operators. Medians of repeats that take turns, so that a slow moment of the machine
@@ -27,11 +29,13 @@ from torch.nn import functional as F
 
 from fedmpi import models
 from fedmpi.federated import fixed_point
+from fedmpi.federated.client_stack import ClientStack, stack_size
 from fedmpi.federated.fixed_point import ExactSum
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_sgd import local_sgd
 from fedmpi.federated.record_training import record_training
 from fedmpi.federated.training_step import TrainingStep
+from fedmpi.workers.building import NotStackable
 
 MODELS = ("softmax", "2nn", "lenet", "cnn")
 ROWS, ROW_SHAPE, CLASSES, BATCH, LR = 600, (1, 28, 28), 10, 10, 0.1
@@ -57,8 +61,8 @@ def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def epochs_of(name: str) -> dict[str, Callable[[], object]]:
-    """A client's epoch, each on a model of its own."""
+def epochs_of(name: str) -> tuple[dict[str, Callable[[], object]], int]:
+    """A client's epoch, each on a model of its own, and how many clients a stack takes."""
 
     def model() -> nn.Module:
         torch.manual_seed(0)
@@ -68,12 +72,20 @@ def epochs_of(name: str) -> dict[str, Callable[[], object]]:
     plain = model()
     programs = record_training(model(), F.cross_entropy, ROW_SHAPE, CLASSES)
     assert programs, name
-    how = {"epochs": 1, "batch_size": BATCH, "lr": LR, "seed": 1}
+    how = {"epochs": 1, "batch_size": BATCH, "lr": LR, "smallest_batch": 1}
     runs: dict[str, Callable[[], object]] = {"plain": lambda: plain_epoch(plain, x, y)}
     for kind, given in (("autograd", []), ("recorded", programs)):
         step = TrainingStep(model(), F.cross_entropy, given)
-        runs[kind] = lambda step=step: local_sgd(step, x, y, **how)
-    return runs
+        runs[kind] = lambda step=step: local_sgd(step, x, y, seed=1, **how)
+    resident = model()
+    count = stack_size("auto", sum(p.nbytes for p in resident.parameters()), clients=100)
+    try:
+        stack = ClientStack(list(resident.parameters()), programs, count, (x[:1], y[:1]))
+    except NotStackable:
+        return runs, 1
+    clients, seeds = [(x, y)] * count, list(range(count))
+    runs["stacked"] = lambda: stack.train(clients, seeds, **how)
+    return runs, count
 
 
 def sums_of(name: str) -> dict[str, Callable[[], object]]:
@@ -100,14 +112,19 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"PyTorch {torch.__version__}; {ROWS} rows, B = {BATCH}; medians of {chosen.repeats}")
     for name in chosen.models:
-        found = medians(epochs_of(name), chosen.repeats)
+        runs, count = epochs_of(name)
+        found = medians(runs, chosen.repeats)
+        if "stacked" in found:
+            found["stacked"] /= count
         sums = medians(sums_of(name), 10 * chosen.repeats)
         print(
             f"{name}: plain {found['plain'] * 1e3:.1f} ms; "
             + "; ".join(
                 f"{kind} {found[kind] * 1e3:.1f} ms, {found[kind] / found['plain']:.2f} times"
-                for kind in ("autograd", "recorded")
+                for kind in found
+                if kind != "plain"
             )
+            + (f" ({count} at a time)" if count > 1 else "")
             + f"; adding {sums['one pass'] * 1e3:.3f} ms, "
             f"with PyTorch's operators {sums['several'] * 1e3:.3f} ms"
         )

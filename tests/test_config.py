@@ -181,6 +181,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (CommConfig, "silence_seconds", [0.5, -1, 2e6, math.nan, "never"]),
     (ComputeConfig, "device", ["gpu"]),
     (ComputeConfig, "threads", [0, 1025]),
+    (ComputeConfig, "stack", [0, -1, 1025]),
     (StrategyConfig, "kind", ["", "fedAdam", "mine"]),
     (StrategyConfig, "server_lr", [0.0, -1.0, NAN, INF, "fast"]),
     (StrategyConfig, "momentum", [-0.1, 1.0, NAN]),

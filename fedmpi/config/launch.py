@@ -70,7 +70,15 @@ class ComputeConfig:
     """auto: the GPU of the local rank where there is one."""
     threads: int = 1
     """PyTorch threads of each rank; part of the result's bits, hence never chosen by itself."""
+    stack: int | Literal["auto"] = "auto"
+    """Clients of a worker that train at the same time, models side by side; auto: by model size."""
 
     def __post_init__(self) -> None:
         require_choice("device", self.device, Literal["auto", "cpu", "cuda"])
         require(1 <= self.threads <= 1024, "threads", self.threads, "1 to 1024 threads")
+        require(
+            self.stack == "auto" or (isinstance(self.stack, int) and 1 <= self.stack <= 1024),
+            "stack",
+            self.stack,
+            "auto, or 1 (one client after another) to 1024 clients",
+        )

@@ -7,7 +7,7 @@ that of `client_steps`, the same on every worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -89,3 +89,8 @@ def client_steps(trainer: Trainer) -> list[ClientStep]:
         if trainer.config.federated.privacy.kind == "distributed":
             steps.append(AddNoise(trainer))
     return steps
+
+
+def wraps_training(steps: Sequence[ClientStep]) -> bool:
+    """Whether one of the steps puts something around the training step."""
+    return any(type(step).training is not ClientStep.training for step in steps)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
-from math import isfinite
+from math import isfinite, prod
+from typing import TypedDict
 
 import msgspec
 import torch
 
 from fedmpi import models
 from fedmpi.config import Config
-from fedmpi.data.shard import Shard
+from fedmpi.data.shard import Batch, Shard
 from fedmpi.data.shards import Shards
 from fedmpi.errors import UsageError
-from fedmpi.federated.client_step import TrainStep, client_steps
+from fedmpi.federated.client_stack import ClientStack, stack_size
+from fedmpi.federated.client_step import TrainStep, client_steps, wraps_training
 from fedmpi.federated.cohort import drops_out
 from fedmpi.federated.dp_sgd import DpSgd
 from fedmpi.federated.evaluate import batches, evaluate
@@ -27,6 +30,7 @@ from fedmpi.federated.seeds import derive
 from fedmpi.federated.terms import Terms
 from fedmpi.federated.training_step import TrainingStep
 from fedmpi.federated.update import UPDATE, Part, Turn, Update
+from fedmpi.workers.building import NotStackable
 from fedmpi.workers.program import Program
 
 LOSS_UNIT = 2.0**20
@@ -34,6 +38,14 @@ LOSS_UNIT = 2.0**20
 
 # In-process workers share PyTorch's default generator, from which dropout draws.
 _default_generator = threading.Lock()
+
+
+class Epochs(TypedDict):
+    """How clients go through their rows, see `local_sgd`."""
+
+    epochs: int
+    batch_size: int | None
+    smallest_batch: int
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -51,8 +63,8 @@ class Tally(msgspec.Struct):
             integer, which may be longer than 64 bits.
         left_out: clients that are not in the sum because their updates cannot be used.
         dropped: clients that are not in the sum because they dropped out.
-        train_seconds: reading the rows and the local steps.
-        sum_seconds: copying the model, adding the updates and masking the sum.
+        train_seconds: copying the model, reading the rows and the local steps.
+        sum_seconds: adding the updates and masking the sum.
         mask_seconds: of these, dealing secrets and expanding masks.
     """
 
@@ -74,7 +86,7 @@ class Tally(msgspec.Struct):
 
 
 class Trainer:
-    """Trains the clients of one worker, one after another, on one resident model.
+    """Trains the clients of one worker on one resident model, or some at a time on a stack.
 
     Args:
         config: of the job.
@@ -90,6 +102,7 @@ class Trainer:
         start: the state that the clients of the round start from, vectors as those of `state`.
         beside: what the owner sent with it.
         step: the training step on the resident model.
+        stack: for clients that train together; None: each trains on the resident model.
         dp_sgd: what takes the place of its local SGD if rows are to be private.
         attackers: those of its clients that attack.
         client_steps: what the job puts around a client's training.
@@ -122,6 +135,8 @@ class Trainer:
         self.start = [torch.empty_like(v) for v in self.state.vectors]
         self.beside: list[torch.Tensor] = []
         self.step = TrainingStep(model, models.task_loss(classes))
+        self.stack: ClientStack | None = None
+        self._row_shape = row_shape
         local = config.federated.privacy.kind == "local"
         self.dp_sgd = DpSgd(self) if local else None
         self.attackers: frozenset[int] = frozenset()
@@ -136,8 +151,19 @@ class Trainer:
 
     def learn(self, programs: Sequence[Program]) -> None:
         """Takes recorded steps in place of autograd's; on a GPU it goes on without them."""
-        if self.device.type == "cpu":
-            self.step = TrainingStep(self.step.model, self.step.loss_of, programs)
+        if self.device.type != "cpu":
+            return
+        self.step = TrainingStep(self.step.model, self.step.loss_of, programs)
+        if not programs or self.dp_sgd or wraps_training(self.client_steps):
+            return
+        nbytes = sum(v.nbytes for v in self.state.vectors)
+        most = stack_size(self.config.compute.stack, nbytes, len(self.clients.ids))
+        y = torch.zeros(1, dtype=torch.int64 if self.classes else torch.float32)
+        row = torch.zeros(1, *self._row_shape), y
+        try:
+            self.stack = ClientStack(list(self.step.model.parameters()), programs, most, row)
+        except NotStackable:
+            self.stack = None
 
     def begin(self, vectors: Sequence[torch.Tensor]) -> None:
         """Takes a state as the start of every client to come; what follows it goes to `beside`."""
@@ -152,38 +178,46 @@ class Trainer:
         Returns:
             The mean loss; None if nobody is to know it.
         """
-        config, federated = self.config, self.config.federated
-        x, y = self.clients.load(turn.client)
-        x = x.to(self.device, non_blocking=True)
-        y = y.to(self.device, non_blocking=True)
+        x, y = self._rows(turn)
         private = self.dp_sgd.turn(turn) if self.dp_sgd else None
         train_step: TrainStep = private.step if private else self.step
         for step in self.client_steps:
-            x, y = step.rows(turn, x, y)
             train_step = step.training(turn, train_step)
-        batch = federated.batch_size
         self.step.model.train()
 
         def update() -> float | None:
             if private:
                 private.train(train_step, x, y)
                 return None
-            return local_sgd(
-                train_step,
-                x,
-                y,
-                epochs=federated.epochs,
-                batch_size=None if batch == "full" else batch,
-                smallest_batch=self.smallest_batch,
-                lr=turn.lr,
-                seed=derive(config.seed, "shuffle", turn.round, turn.client),
-            )
+            seed = self._order_seed(turn)
+            return local_sgd(train_step, x, y, lr=turn.lr, seed=seed, **self._epochs())
 
         if not self.draws:
             return update()
         with _default_generator:
-            torch.manual_seed(derive(config.seed, "dropout", turn.round, turn.client))
+            torch.manual_seed(derive(self.config.seed, "dropout", turn.round, turn.client))
             return update()
+
+    def _rows(self, turn: Turn) -> Batch:
+        """What a client trains on."""
+        x, y = self.clients.load(turn.client)
+        x = x.to(self.device, non_blocking=True)
+        y = y.to(self.device, non_blocking=True)
+        for step in self.client_steps:
+            x, y = step.rows(turn, x, y)
+        return x, y
+
+    def _epochs(self) -> Epochs:
+        federated = self.config.federated
+        size = None if federated.batch_size == "full" else federated.batch_size
+        return {
+            "epochs": federated.epochs,
+            "batch_size": size,
+            "smallest_batch": self.smallest_batch,
+        }
+
+    def _order_seed(self, turn: Turn) -> int:
+        return derive(self.config.seed, "shuffle", turn.round, turn.client)
 
     def local_steps(self, rows: int) -> int:
         """Steps of SGD that a client with so many rows takes in a round."""
@@ -287,7 +321,7 @@ class Trainer:
                 self.begin(self.state.vectors)
             return refusal
 
-        self._train_all(clients, round_number, lr, accept, tally)
+        self._train_all(clients, round_number, lr, accept, tally, in_turn=True)
         return tally
 
     def _train_all(
@@ -297,27 +331,24 @@ class Trainer:
         lr: float,
         take: Callable[[Turn], str | None],
         tally: Tally,
+        in_turn: bool = False,
     ) -> None:
         """Trains each client from `start` and hands its turn to `take`, which may refuse it.
 
-        What a client that drops out has trained reaches nobody: it is not trained.
+        What a client that drops out has trained reaches nobody: it is not trained. Clients
+        train together where that is faster, but not `in_turn`, when one begins where another ended.
         """
-        clock = time.perf_counter
+        turns = []
         for client in clients:
             if drops_out(self.config.seed, round_number, client, self.config.federated.dropout):
                 tally.dropped.append(client)
-                continue
-            turn = Turn(round_number, client, self.clients.rows(client), lr)
-            self.between()
-            t0 = clock()
-            self.state.load(self.start)
-            t1 = clock()
-            try:
-                loss = self.train(turn)
-            except Exception as error:
-                error.add_note(f"round {round_number}, client {client}")
-                raise
-            t2 = clock()
+            else:
+                turns.append(Turn(round_number, client, self.clients.rows(client), lr))
+        clock = time.perf_counter
+        trained = self._together(turns) if self.stack and not in_turn else self._in_turn(turns)
+        begun = clock()
+        for turn, loss in trained:
+            ended = clock()
             known = loss or 0.0
             refusal = take(turn) if isfinite(known) else f"its training loss is {known:.3g}"
             if refusal is None:
@@ -325,9 +356,39 @@ class Trainer:
                     step.used(turn)
                 tally.loss += Decimal(round(known * turn.rows * LOSS_UNIT))
             else:
-                tally.left_out.append(LeftOut(client, refusal))
-            tally.train_seconds += t2 - t1
-            tally.sum_seconds += (t1 - t0) + (clock() - t2)
+                tally.left_out.append(LeftOut(turn.client, refusal))
+            tally.train_seconds += ended - begun
+            begun = clock()
+            tally.sum_seconds += begun - ended
+
+    def _in_turn(self, turns: Sequence[Turn]) -> Iterator[tuple[Turn, float | None]]:
+        """Every client's loss, its model being the resident one until the next is asked for."""
+        for turn in turns:
+            self.between()
+            self.state.load(self.start)
+            with noting([turn]):
+                loss = self.train(turn)
+            yield turn, loss
+
+    def _together(self, turns: Sequence[Turn]) -> Iterator[tuple[Turn, float | None]]:
+        """The same, of clients that train at the same time; the largest ones come first."""
+        stack = self.stack
+        assert stack
+        row_bytes = 4 * prod(self._row_shape)
+        for group in stack.groups([turn.rows for turn in turns], row_bytes):
+            some = [turns[k] for k in group]
+            self.between()
+            self.state.load(self.start)
+            with noting(some):
+                losses = stack.train(
+                    [self._rows(turn) for turn in some],
+                    [self._order_seed(turn) for turn in some],
+                    lr=some[0].lr,
+                    **self._epochs(),
+                )
+            for k, (turn, loss) in enumerate(zip(some, losses, strict=True)):
+                stack.store(k)
+                yield turn, loss
 
     def memory(self) -> dict[str, dict[int, torch.Tensor]]:
         """What its steps remember of clients, by names that are the same on every worker."""
@@ -347,6 +408,17 @@ class Trainer:
             found = evaluate(self.state.model, batches(x, y), self.classes, self.device)
             results.append((client, len(y), found.loss, found.metric))
         return results
+
+
+@contextmanager
+def noting(turns: Sequence[Turn]) -> Iterator[None]:
+    """Says with an error in whose training, and in which round, it was raised."""
+    try:
+        yield
+    except Exception as error:
+        clients = ", ".join(str(turn.client) for turn in turns)
+        error.add_note(f"round {turns[0].round}, client{'s' * (len(turns) > 1)} {clients}")
+        raise
 
 
 def _add_all(sums: Mapping[str, ExactSum], parts: Mapping[str, Part]) -> str | None:
