@@ -371,6 +371,8 @@ _EXEC_FLAGS = (
     "--secure-transport",
     "--no-secure-transport",
 )
+
+
 def _bench_clients(arguments: Sequence[str], crew: Crew | None, launcher: str) -> None:
     chosen = _parse(
         BenchClientsOptions, "bench clients", arguments, _defaults(arguments, BenchClientsOptions)

@@ -458,6 +458,6 @@ def test_the_tree_is_plain_data() -> None:
     """What travels in a command and stands in run records: no surprises in `asdict`."""
     flat = asdict(Config())
     assert set(flat) == {
-        "name", "out", "seed", "model", "user_code", "data", "federated", "secure", "attack", "comm",
-        "compute", "checkpoint",
+        "name", "out", "seed", "model", "user_code", "data", "federated", "secure", "attack",
+        "comm", "compute", "checkpoint",
     }  # fmt: skip

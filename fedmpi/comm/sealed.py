@@ -46,10 +46,12 @@ class SealedTransport(Transport):
     def __init__(self, inner: Transport, key: bytes) -> None:
         self._inner = inner
         self.rank, self.size, self.local_rank = inner.rank, inner.size, inner.local_rank
-        self.in_process = inner.in_process
+        self.nodes, self.in_process = inner.nodes, inner.in_process
+        self.survives, self.lowest = inner.survives, inner.lowest
         self.watch = inner.watch
         self.bytes_sent, self.messages_sent = inner.bytes_sent, inner.messages_sent
         self._key = key
+        self._recoveries = 0
         self._ciphers: dict[tuple[int, int], AESGCM] = {}
         self._sent: Counter[tuple[int, int]] = Counter()
         self._received: Counter[tuple[int, int]] = Counter()
@@ -94,6 +96,22 @@ class SealedTransport(Transport):
     def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         return self._inner._wait(ready, expected)
 
+    def recover(self) -> list[int]:
+        lost = self._inner.recover()
+        self.lowest = self._inner.lowest
+        # What was on its way is lost, so that numbers begin anew: under other keys.
+        self._recoveries += 1
+        self._ciphers.clear()
+        self._sent.clear()
+        self._received.clear()
+        return lost
+
+    def host(self, rank: int) -> str:
+        return self._inner.host(rank)
+
+    def kill(self, rank: int) -> bool:
+        return self._inner.kill(rank)
+
     def abort(self, status: int) -> None:
         self._inner.abort(status)
 
@@ -126,7 +144,7 @@ class SealedTransport(Transport):
     def _cipher(self, source: int, destination: int) -> AESGCM:
         direction = source, destination
         if direction not in self._ciphers:
-            info = b"fedmpi %d to %d" % direction
+            info = b"fedmpi %d to %d, %d" % (*direction, self._recoveries)
             self._ciphers[direction] = AESGCM(HKDF(SHA256(), 32, None, info).derive(self._key))
         return self._ciphers[direction]
 

@@ -41,8 +41,8 @@ def _own_code(config: Config) -> None:
     for what, name in (("model", config.model), ("strategy.kind", config.federated.strategy.kind)):
         if ":" in name and not config.user_code:
             raise UsageError(
-                f"{what} = {name!r} is code to import, which --no-user-code forbids: leave that out "
-                "if you trust it"
+                f"{what} = {name!r} is code to import, which --no-user-code forbids: leave that "
+                "out if you trust it"
             )
 
 

@@ -166,9 +166,7 @@ class Job:
             due = number % federated.eval_every == 0 or number == federated.rounds or bool(stopped)
             last = number == federated.rounds or bool(stopped)
             # What a checkpoint holds has been evaluated.
-            later = (
-                due and not last and federated.overlap_evaluation and not observer.keeps(number)
-            )
+            later = due and not last and federated.overlap_evaluation and not observer.keeps(number)
             evaluate_all = partial(self._evaluate, number, observer)
             found = self._survivors.insist(evaluate_all) if due and not later else None
             opened = self._attack_success() if due and not later else None
