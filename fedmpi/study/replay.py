@@ -63,6 +63,7 @@ class ReplayTransport(Transport):
         self.workers = workers
         self.rank = self.local_rank = 0
         self.size = size
+        self.nodes = [0] * size
         self.played_seconds = 0.0
         self._commands: deque[tuple[int, bytes]] = deque()
         self._replies: dict[int, deque[bytes]] = defaultdict(deque)
