@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
 from fedmpi.comm.signals import SIGNALS
-from fedmpi.errors import FedMPIError, RemoteError
+from fedmpi.errors import FedMPIError, RemoteError, Suspended
 
 if TYPE_CHECKING:
     from fedmpi.comm.endpoint import Endpoint
@@ -130,8 +130,11 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
     except FedMPIError as error:
         if isinstance(error, RemoteError) and error.remote_traceback:
             _say(error.remote_traceback.rstrip())
-        if str(error):
-            _say(f"fedmpi: rank {rank}: {error}")
+        sentence = f"fedmpi: rank {rank}: {error}"
+        if isinstance(error, Suspended) and LAST_WORDS.instead(sentence):
+            pass  # the signal may be the launcher's, which no longer forwards what is printed
+        elif str(error):
+            _say(sentence)
         else:
             # Rank 0 speaks for all, and a launcher may end it once another rank has left.
             time.sleep(SECONDS_TO_SPEAK)

@@ -422,4 +422,5 @@ def test_the_tree_is_plain_data() -> None:
     flat = asdict(Config())
     assert set(flat) == {
         "name", "out", "seed", "model", "data", "federated", "secure", "attack", "comm", "compute",
+        "checkpoint",
     }  # fmt: skip

@@ -34,6 +34,7 @@ class LastWords:
     def __init__(self) -> None:
         self.status = ""
         self._pipe: int | None = None
+        self._beside_launcher = False
 
     def listen(self, launcher: str) -> None:
         """Starts the shell; where there is none, there are no last words.
@@ -60,6 +61,7 @@ class LastWords:
             os.close(writer)
         else:
             self._pipe = writer
+            self._beside_launcher = errors is not None
         finally:
             os.close(reader)
             if errors is not None:
@@ -71,6 +73,18 @@ class LastWords:
         self.status = status
         end = "fedmpi: rank 0 was ended from outside, or because another rank was lost"
         self._write(f"{end}: {status}" if status else end)
+
+    def instead(self, sentence: str) -> bool:
+        """Has the shell say a last sentence, where a launcher that ends its ranks would lose it.
+
+        Returns:
+            Whether it will; if not, this process has to say it.
+        """
+        if not self._beside_launcher:
+            return False
+        self._write(sentence)
+        self._pipe = None  # no farewell after it; the pipe closes when the process ends
+        return True
 
     def farewell(self) -> None:
         """This process ends by itself, and has said what there was to say."""

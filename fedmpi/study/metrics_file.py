@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class _LinesWriter:
 
     def __init__(self, path: Path, go_on_after: int | None = None) -> None:
         self._path = path
+        self._closing = threading.Lock()
         mode = "xb" if go_on_after is None else "ab"
         try:
             self._file = open(path, mode, buffering=0)  # noqa: SIM115 -- closed by __exit__
@@ -66,17 +68,16 @@ class _LinesWriter:
 
     def close(self) -> None:
         """Closes the file once its lines are on the disk."""
-        try:
-            if not self._file.closed:
-                os.fsync(self._file.fileno())
-                self._file.close()
-        except OSError as error:
-            raise self._failure(error) from None
+        self.sync()
+        with self._closing:
+            self._file.close()
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk; from any thread."""
+        """Waits until the lines are on the disk, as those of a closed file are; from any thread."""
         try:
-            os.fsync(self._file.fileno())
+            with self._closing:
+                if not self._file.closed:
+                    os.fsync(self._file.fileno())
         except OSError as error:
             raise self._failure(error) from None
 

@@ -101,6 +101,7 @@ def _play(
     """Trains, with everything that is recorded on the way; returns all rounds."""
     config, asked = job.config, job.config.federated.rounds
     checkpoints: Checkpoints | None = None
+    how = ""
     try:
         with ExitStack() as stack, SIGNALS.patient():
             folder = resumed.folder if resumed else RunFolder.create(config)
@@ -111,7 +112,6 @@ def _play(
             rounds = resumed.take_over(config) if resumed else []
             shown = stack.enter_context(Progress(console, asked, rounds))
             observer = Observer(records.round, records.clients, records.scores)
-            how = ""
             if isinstance(job, Job):
                 how = f"; go on with: {resuming(crew, folder)}"
                 checkpoints = Checkpoints(

@@ -55,9 +55,14 @@ def saved_config(path: Path) -> Config:
 
 
 def changes(before: Config, after: Config) -> dict[str, str]:
-    """What is different, by the option's place in the tree: `0.1 (was 0.2)`."""
+    """What is different, by the option's place in the tree: `0.1 (was 0.2)`.
+
+    What is left open is no difference: `Job` fills it in, and both are compared again.
+    """
     old, new = dict(_leaves(asdict(before))), dict(_leaves(asdict(after)))
-    return {key: f"{new[key]!r} (was {old[key]!r})" for key in new if new[key] != old[key]}
+    return {
+        key: f"{new[key]!r} (was {old[key]!r})" for key in new if new[key] not in (old[key], "auto")
+    }
 
 
 def falsifying(before: Config, after: Config) -> dict[str, str]:
@@ -158,8 +163,13 @@ class Resumed:
             refuse_other_run(job.config, job.dataset.name, about, path)
 
         resume(job, self.folder.checkpoints, check, say)
-        self.done = job.played
-        said = f"going on after round {self.done} of {job.config.federated.rounds}"
+        self.done, rounds = job.played, job.config.federated.rounds
+        if self.done > rounds:
+            raise UsageError(
+                f"rounds = {rounds}, but the checkpoint of {self.folder.path} is after round "
+                f"{self.done}: ask for at least as many"
+            )
+        said = f"going on after round {self.done} of {rounds}"
         changed = changes(self._before, job.config)
         say(f"{said}, with {_listed(changed)}" if changed else said)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from rich.console import Console
 
 from fedmpi.config import CheckpointConfig, Config, from_mapping
 from fedmpi.errors import DataError, ForeignFileError, UsageError
-from fedmpi.federated.checkpoint import rounds_in
+from fedmpi.federated.checkpoint import remove, rounds_in
 from fedmpi.federated.checkpoint_file import (
     About,
     Checkpoint,
@@ -29,6 +32,7 @@ from fedmpi.study.recorded_run import run
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.in_process import in_process_crew
 from tests.federated.lab import config_of, with_path
+from tests.launch import ROOT
 
 OWN = "tests.federated.factories:"
 JOBS: dict[str, dict[str, Any]] = {
@@ -204,7 +208,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found_or_changes_nothing(tmp_path:
     path = tmp_path / "round-000003.h5"
     write_checkpoint(path, Checkpoint(about, state))
     whole = path.read_bytes()
-    for at in range(0, len(whole), 7):
+    for at in range(0, len(whole), 13):
         flip(path, at)
         with suppress(DataError):
             found = read_checkpoint(path)
@@ -327,3 +331,43 @@ def test_noise_that_was_chosen_for_the_rounds(tmp_path: Path) -> None:
     longer = replace(private, rounds=40)
     wrong = falsifying(replace(config, federated=private), replace(config, federated=longer))
     assert "for which the noise was chosen" in wrong["federated.rounds"]
+
+
+def test_fewer_rounds_than_have_been_played(copy) -> None:
+    folder, config, _ = copy
+    fewer = replace(config, federated=replace(config.federated, rounds=2))
+    with pytest.raises(UsageError, match=r"rounds = 2, but the checkpoint of .* is after round 3"):
+        play(fewer, 2, str(folder.path))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from fedmpi.data import files
+from fedmpi.federated import tensor_file
+from fedmpi.federated.checkpoint_file import About, Checkpoint, write_checkpoint
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[2] == "rename":
+    os.replace = die
+else:
+    tensor_file.dtype_name = die  # after the first tensor
+state = {"model/0": torch.ones(100_000), "model/1": torch.ones(100_000)}
+write_checkpoint(Path(sys.argv[1]), Checkpoint(About(9, "", ""), state))
+"""
+
+
+@pytest.mark.parametrize("when", ["rename", "tensor"])
+def test_killed_while_it_writes(when: str, tmp_path: Path) -> None:
+    """Nothing has the name of a checkpoint, and the next that is written clears up."""
+    path = tmp_path / "round-000009.h5"
+    command = [sys.executable, "-c", KILLED, str(path), when]
+    done = subprocess.run(command, timeout=120, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert rounds_in(tmp_path) == []
+    assert [file.name.startswith(".round-000009.h5.tmp-") for file in tmp_path.iterdir()] == [True]
+    remove(tmp_path, lambda number: False)
+    assert list(tmp_path.iterdir()) == []
