@@ -82,7 +82,7 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
     folders = {name: Path(found.mpirun).parent for name, found in launchers().items()}
     (path / ".venv" / "bin" / "activate").write_text(
         f"declare -A mpirun=({' '.join(f'[{n}]={str(p)!r}' for n, p in folders.items())})\n"
-        f'export PATH="${{mpirun[$MPI]}}:{Path(sys.executable).parent}:$PATH"\n'
+        f'export PATH="${{mpirun[${{MPI:-mpich}}]}}:{Path(sys.executable).parent}:$PATH"\n'
     )
     for workers, out in ((3, "data/digits"), (1, "data/one")):
         prepare = ["-m", "fedmpi", "prepare", "digits", "--clients", "14"]
