@@ -81,9 +81,10 @@ def _launched(launch: Launch) -> int:
         transport = MpiTransport(launch)
         if transport.ranks_on_node > transport.cores_on_node:
             ask_for_long_turns()
-        if transport.rank:
-            return _obey(Endpoint(transport))
-        return _lead(Endpoint(transport), launch)
+        endpoint = Endpoint(transport)
+        status = _obey(endpoint) if transport.rank else _lead(endpoint, launch)
+        transport.leave(status)
+        return status
 
     return _status_of(take_part, launch.rank)
 

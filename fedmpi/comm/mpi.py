@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -237,6 +239,15 @@ class MpiTransport(Transport):
         self._comm, lost = self._members.shrink(self._comm)
         self.lowest = self._members.rank(0)
         return lost
+
+    def leave(self, status: int) -> None:
+        """Open MPI's `MPI_Finalize` was seen to wait for the dead for ever: it is left out then."""
+        if self.survives and self._members.fewer:
+            with contextlib.suppress(self._mpi.Exception):
+                self._members.part()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
     @property
     def broken(self) -> bool:

@@ -137,6 +137,9 @@ class Transport(ABC):
         """Ends the process of another rank at once; whether that could be done from here."""
         return False
 
+    def leave(self, status: int) -> None:  # noqa: B027 - most have nothing to do
+        """Called by a process that has done all its work, before it ends with this status."""
+
     def finish(self, pending: Pending, expected: float = 0.0) -> None:
         """Waits for one transfer; `expected` as for `wait`."""
         self.wait(lambda: pending.done() or None, expected)

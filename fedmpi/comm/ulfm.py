@@ -31,6 +31,8 @@ SECONDS_TO_LEARN = 2.0
 """Who is told that something has died learns within this time what."""
 IDENTITY_BYTES = 128
 """Of the text by which a rank is known to the others."""
+SECONDS_TO_PART = 10.0
+"""A process that has done its work waits so long for the others that have."""
 SECONDS_TO_MEET = 3600.0
 """The living have so long to come together; who is at work comes when its client is trained."""
 
@@ -139,9 +141,27 @@ class Members:
         return self._comm, lost
 
     @property
+    def fewer(self) -> bool:
+        """Whether anybody has died since the job began."""
+        return len(self._ranks) < len(self._places) or self.broken
+
+    @property
     def broken(self) -> bool:
         """Whether somebody has died since the last `shrink`."""
         return bool(self._comm.Is_revoked() or self._dead())
+
+    def part(self) -> None:
+        """Waits for the others before this process ends: who leaves early looks like the dead."""
+        request = self._comm.Ibarrier()
+        deadline = time.monotonic() + SECONDS_TO_PART
+
+        def parted() -> bool | None:
+            try:
+                return request.Test() or time.monotonic() > deadline or None
+            except self._mpi.Exception:
+                return True  # somebody has left already, and so may this one
+
+        wait_until(parted, spin=False)
 
     def kill_all(self) -> None:
         """Ends all others of this node: in this mode `Abort` was seen to leave some behind."""
