@@ -88,7 +88,8 @@ def openmpi() -> Launcher:
 
 def arguments(shards: Path, *more: str) -> list[str | Path]:
     common = ["--rounds=6", "--epochs=1", "--fraction=1", "--batch-size=20", "--chunk-kib=4"]
-    return ["run", "--path", shards, "--model=faulty:faulty", *common, "--device=cpu", *more]
+    data = ["--source=digits", "--clients=8"] if "--mode=scatter" in more else ["--path", shards]
+    return ["run", *data, "--model=faulty:faulty", *common, "--device=cpu", *more]
 
 
 @pytest.fixture
