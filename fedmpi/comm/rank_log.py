@@ -52,6 +52,13 @@ class _Kept(logging.Handler):
         self.records.append(record)
 
 
+class _File(logging.FileHandler):
+    """A file of the log, which is no result: on a disk that is full the run goes on without."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lines that cannot be written are left out; what matters is told on stderr."""
+
+
 class RankLog:
     """This process's own; see the module.
 
@@ -90,7 +97,7 @@ class RankLog:
                 return
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = logging.FileHandler(path, encoding="utf-8")
+                file = _File(path, encoding="utf-8")
             except OSError as error:
                 LOG.warning("no log file %s: %s", path, error.strerror)
                 return

@@ -6,7 +6,7 @@ A launcher's status does not tell: that of Open MPI with ULFM is 0 whoever has d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def recording_outcome(path: Path, rounds: Sequence[RoundMetrics]) -> Iterator[No
     except BaseException as error:
         told = str(error) if isinstance(error, FedMPIError) else f"{type(error).__name__}: {error}"
         status = getattr(error, "exit_status", FedMPIError.exit_status)
-        _save(path, rounds, status, told)
+        # On a disk that is full this fails too, for the reason that is told already.
+        with suppress(OSError, DataError):
+            _save(path, rounds, status, told)
         raise
     _save(path, rounds, 0, "")
 

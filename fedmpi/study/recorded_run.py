@@ -90,9 +90,6 @@ def run(
             again = resuming(crew, resumed.folder) if resumed else "the same command"
             raise Suspended(f"{signal}: no round has begun; go on with: {again}") from None
         rounds, folder = _play(job, crew, console, resumed)
-    if config.secure.learns == "model":
-        save_model(folder.model, job.model, job.config)
-    curve(rounds, folder.curve, folder.path.name)
     lost = lost_line([one for metrics in rounds for one in metrics.lost])
     _print(console, "; ".join(filter(None, (f"written to {folder.path}", lost))))
     return Recorded(job.model, rounds, job.config, folder)
@@ -101,12 +98,15 @@ def run(
 def _play(
     job: Job | EncryptedJob, crew: Crew, console: Console, resumed: Resumed | None
 ) -> tuple[list[RoundMetrics], RunFolder]:
-    """Trains, with everything that is recorded on the way; returns all rounds."""
+    """Trains, with everything that is recorded on the way and at the end; returns all rounds."""
     folder = resumed.folder if resumed else RunFolder.create(job.config)
     open_logs(crew, folder.logs)
     rounds: list[RoundMetrics] = []
     with recording_outcome(folder.outcome, rounds):
         _record(job, crew, console, folder, resumed, rounds)
+        if job.config.secure.learns == "model":
+            save_model(folder.model, job.model, job.config)
+        curve(rounds, folder.curve, folder.path.name)
     return rounds, folder
 
 

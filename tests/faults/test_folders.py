@@ -13,7 +13,7 @@ from tests.launch import Launcher
 
 RUN = ("run", "--workers=2", "--rounds=2", "--epochs=1", "--name=it")
 
-LEFT = {"config.toml", "metrics.jsonl", "checkpoints"}
+LEFT = {"config.toml", "metrics.jsonl", "checkpoints", "logs", "outcome.json"}
 
 WITH_A_SMALL_DISK = """
 mkdir small && mount -t tmpfs -o size=$SIZE tmpfs small || exit 99
@@ -107,7 +107,7 @@ def test_a_disk_is_full_of_metrics(
     can_mount: None, mpich: Launcher, prepared: Path, here: Path
 ) -> None:
     arguments = ("--path", prepared, "--rounds=500", "--epochs=1", "--fraction=0.25", "--name=it")
-    done = on_a_small_disk(mpich, 3, "12k", *map(str, arguments), "--model=softmax", "--out=small")
+    done = on_a_small_disk(mpich, 3, "28k", *map(str, arguments), "--model=softmax", "--out=small")
     done.told("cannot write small/it/metrics.jsonl: No space left on device")
     assert done.status == 1
     after = here / "after" / "it"
