@@ -81,7 +81,11 @@ def draw(number: int, full_disks: bool) -> Case:
     if ulfm and kind in ON_THE_WIRE:
         ulfm = False
     ranks, again = drawn.choice((2, 3, 4)), drawn.choice((2, 3, 4))
+    if kind == "stop" and launcher is None:
+        kind = "delay"  # a process that is stopped alone is one that a person has suspended
     rank = 0 if kind == "fill" else drawn.randrange(ranks)
+    if kind == "stop":
+        rank = max(rank, 1)  # workers wait for a day for an owner that is suspended
     point = drawn.choice(ON_WORKERS if rank else ON_THE_OWNER)
     what = kind.split(" ", 1)[0]
     fault = f"{what} rank={rank} round={drawn.randint(1, ROUNDS)} at={point}"
