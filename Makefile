@@ -100,36 +100,36 @@ run: $(VENV)/.run ## install, then a federated job: N=8 ranks, ARGS for the prog
 	mpirun -n $(N) python -m fedmpi $(ARGS)
 
 bench: $(VENV)/.run ## what a round costs beside training; ARGS="--root MNIST_FOLDER"
-	python jobs/bench_rounds.py $(ARGS)
+	python -m jobs.bench_rounds $(ARGS)
 
 bench-clients: $(VENV)/.run ## what a client's training costs beside plain PyTorch
-	python jobs/bench_clients.py $(ARGS)
+	python -m jobs.bench_clients $(ARGS)
 
 bench-checkpoint: $(VENV)/.run ## what a checkpoint after every round costs a run
-	python jobs/bench_checkpoint.py $(ARGS)
+	python -m jobs.bench_checkpoint $(ARGS)
 
 bench-pointers: $(VENV)/.run ## what remote tensors cost beside plain PyTorch and raw MPI
-	python jobs/bench_pointers.py $(ARGS)
+	python -m jobs.bench_pointers $(ARGS)
 
 bench-ring: $(VENV)/.run ## what secure products, random words and comparisons cost a processor
-	python jobs/bench_ring.py $(ARGS)
+	python -m jobs.bench_ring $(ARGS)
 
 bench-spdz: $(VENV)/.run ## what secure computation costs beside CrypTen and SPU; ARGS="--peers FOLDER"
-	python jobs/bench_spdz.py $(ARGS)
+	python -m jobs.bench_spdz $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(VENV)/.run ## Flower, pfl, APPFL, FedML and a plain loop; ARGS="--peers FOLDER --root MNIST_FOLDER"
 	python -m jobs.bench_peers $(ARGS)
 
 bench-secure: $(VENV)/.run ## what secure aggregation costs a round; ARGS="--root MNIST_FOLDER"
-	python jobs/bench_secure.py $(ARGS)
+	python -m jobs.bench_secure $(ARGS)
 
 .PHONY: bench-startup memory
 bench-startup: $(VENV)/.run ## where the time goes until the first round has ended; ARGS="--ranks 8"
-	python jobs/bench_startup.py $(ARGS)
+	python -m jobs.bench_startup $(ARGS)
 
 memory: $(VENV)/.run ## peak memory of each rank at 10 to 10,000 clients; ARGS="--out FOLDER"
-	python jobs/memory.py $(ARGS)
+	python -m jobs.memory $(ARGS)
 
 .PHONY: bench-network
 bench-network: $(VENV)/.run ## trees against bandwidth, plans against latency, on network namespaces; needs root
@@ -137,11 +137,11 @@ bench-network: $(VENV)/.run ## trees against bandwidth, plans against latency, o
 
 .PHONY: strategies
 strategies: $(VENV)/.run ## rounds to accuracy for every strategy, ten minutes; ARGS="--root MNIST_FOLDER"
-	python jobs/strategies.py $(ARGS)
+	python -m jobs.strategies $(ARGS)
 
 .PHONY: bench-he
 bench-he: $(VENV)/.test ## what homomorphic aggregation costs beside shares and in the clear
-	python jobs/bench_homomorphic.py $(ARGS)
+	python -m jobs.bench_homomorphic $(ARGS)
 
 bench-dpsgd: $(VENV)/.run ## what clipping example by example costs beside a plain gradient, vmap and Opacus
 	python -m jobs.bench_dpsgd $(ARGS)
@@ -152,11 +152,11 @@ membership: $(VENV)/.test ## membership inference with and without privacy; ARGS
 
 .PHONY: detection
 detection: $(VENV)/.run ## how well detection finds attackers, every attack; a few minutes
-	python jobs/detection.py $(ARGS)
+	python -m jobs.detection $(ARGS)
 
 .PHONY: defences
 defences: $(VENV)/.run ## accuracy of every defence under every attack, about ten minutes; ARGS="--out FILE"
-	python jobs/defences.py $(ARGS)
+	python -m jobs.defences $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.test ## damaged frames and files by the ten thousand, about half an hour; ARGS="--inputs 1000"
@@ -169,7 +169,7 @@ torture: $(VENV)/.test $(OPENMPI)/.made ## 200 runs with faults at random points
 .PHONY: mcmahan
 mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an hour; ROOT=MNIST_FOLDER
 	@test -n "$(ROOT)" || { echo 'name the folder with the IDX files of MNIST: make mcmahan ROOT=DIR' >&2; exit 1; }
-	python jobs/mcmahan.py --root "$(ROOT)" $(ARGS)
+	python -m jobs.mcmahan --root "$(ROOT)" $(ARGS)
 
 # ---- checking ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What a checkpoint after every round costs a run.
 
-    python jobs/bench_checkpoint.py          (make bench-checkpoint)
+    python -m jobs.bench_checkpoint          (make bench-checkpoint)
 
 The CNN on the embedded digits of MNIST, 28 clients, half of them a round, E = 1, B = 10, on worker
 threads. A run without checkpoints and one with a checkpoint after every round take turns, so that

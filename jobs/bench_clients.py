@@ -1,6 +1,6 @@
 """What a client's training costs: the recorded step beside plain PyTorch.
 
-    python jobs/bench_clients.py          (make bench-clients)
+    python -m jobs.bench_clients          (make bench-clients)
 
 One client of 600 rows of 28 x 28 pixels and 10 classes, random values, E = 1, B = 10, lr 0.1,
 one thread. For softmax regression, McMahan's 2NN and CNN, and LeNet:

@@ -1,6 +1,6 @@
 """What homomorphic aggregation costs beside shares and in the clear, for the 2NN and the CNN.
 
-    python jobs/bench_homomorphic.py          (make bench-he ARGS=...)
+    python -m jobs.bench_homomorphic          (make bench-he ARGS=...)
 
 Two tables. Whole rounds over MPI, one full-batch step of each client on the 5,000 digits that
 need no download: seconds of a round, of these its aggregation (what is neither broadcast, training,
@@ -15,24 +15,17 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE)]
-
-import traffic  # noqa: E402 - beside this file
-
-import fedmpi  # noqa: E402
-import fedmpi.federated.obeyed  # noqa: E402 - every rank obeys a job's commands
-from fedmpi.config import (  # noqa: E402
+import fedmpi
+import fedmpi.federated.obeyed  # every rank obeys a job's commands
+from fedmpi.config import (
     AggregationConfig,
     ComputeConfig,
     Config,
@@ -40,12 +33,14 @@ from fedmpi.config import (  # noqa: E402
     FederatedConfig,
     SecureKind,
 )
-from fedmpi.config.aggregation import PolyModulusDegree  # noqa: E402
-from fedmpi.federated.ckks import Key, as_tensor, make_keys, serialised, smudged  # noqa: E402
-from fedmpi.federated.ckks_parameters import Parameters  # noqa: E402
-from fedmpi.federated.job import Job, Observer  # noqa: E402
-from fedmpi.federated.metrics import RoundMetrics  # noqa: E402
-from fedmpi.workers.crew import Crew  # noqa: E402
+from fedmpi.config.aggregation import PolyModulusDegree
+from fedmpi.federated.ckks import Key, as_tensor, make_keys, serialised, smudged
+from fedmpi.federated.ckks_parameters import Parameters
+from fedmpi.federated.job import Job, Observer
+from fedmpi.federated.metrics import RoundMetrics
+from fedmpi.workers.crew import Crew
+from jobs import traffic
+from jobs.launched import launch
 
 MODELS = {"2nn": 199_210, "cnn": 1_663_370}
 KINDS = {"none": "in the clear", "shares": "shares", "ckks": "CKKS"}
@@ -191,11 +186,8 @@ def main() -> None:
         sys.argv = ["fedmpi", "exec", __file__, "--part", "owner", *options]
         start()
     else:
-        beside = Path(sys.executable).with_name("mpirun")
-        mpirun = str(beside) if beside.exists() else "mpirun"
-        rank = [sys.executable, __file__, "--part", "ranks", *options]
-        environment = dict(os.environ, OMP_NUM_THREADS="1")
-        subprocess.run([mpirun, "-n", str(chosen.ranks), *rank], check=True, env=environment)
+        script = ("-m", "jobs.bench_homomorphic", "--part", "ranks", *options)
+        launch(chosen.ranks, *script, quiet=False)
         measure_work(chosen.ranks - 1, chosen.repeats)
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import Cluster, mpi_of
+from jobs.launched import mpirun, warm_records
 
 RATES = ("10gbit", "1gbit", "250mbit", "100mbit")
 DELAYS_MS = (0.0, 0.1, 1.0, 5.0)
@@ -48,10 +49,8 @@ STEPS = ("each operator waited for", "operators sent ahead", "plan")
 
 def run(cluster: Cluster, ranks: int, *arguments: str) -> str:
     """A program on the ranks, dealt round the hosts, by the mpirun beside this Python."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
-    mpi = mpi_of(mpirun)
-    command = [*cluster.on("node0"), mpirun, *cluster.placed(mpi), "-n", str(ranks)]
+    mpi = mpi_of(mpirun())
+    command = [*cluster.on("node0"), mpirun(), *cluster.placed(mpi), "-n", str(ranks)]
     environment = os.environ | cluster.environment(mpi) | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, sys.executable, *arguments], env=environment, capture_output=True, text=True
@@ -72,8 +71,7 @@ def rounds(cluster: Cluster, shards: Path, options: Sequence[str], count: int) -
             "--fraction", "0.1", "--epochs", "1", "--rounds", str(count + 1), "--eval-every",
             str(count + 1), "--out", out, "--name", "bench", *options,
         )  # fmt: skip
-        lines = (Path(out) / "bench" / "metrics.jsonl").read_text().splitlines()[1:]
-    found = [json.loads(line) for line in lines]
+        found = warm_records(Path(out) / "bench")
     return [line["seconds"] - line["phases"]["evaluate"] for line in found]
 
 

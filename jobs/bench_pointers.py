@@ -1,6 +1,6 @@
 """What remote tensors cost: pointers and plans beside plain PyTorch, messages beside raw MPI.
 
-    python jobs/bench_pointers.py          (make bench-pointers)
+    python -m jobs.bench_pointers          (make bench-pointers)
 
 Training steps, one thread each: the MLP for Boston Housing (13-64-64-1, batch 8 and 64) and
 McMahan's 2NN for MNIST (784-200-200-10, batch 10 and 64), SGD. For each:
@@ -19,13 +19,9 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,6 +29,7 @@ from torch.nn import functional as F
 
 import fedmpi
 from fedmpi.tensors.remote_worker import RemoteWorker
+from jobs.launched import launch, launch_fedmpi
 
 WORKLOADS = (
     ("Boston MLP", (13, 64, 64, 1), 8),
@@ -149,13 +146,6 @@ def raw_messages(repeats: int) -> None:
         print(f"raw MPI: round trip {trip * 1e6:.1f} us, {MEGABYTES / 1024 / bulk:.2f} GiB/s")
 
 
-def launch(*arguments: str) -> None:
-    """Two ranks under the mpirun beside this Python, or the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
-    subprocess.run([mpirun, "-n", "2", sys.executable, *arguments], check=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -165,10 +155,10 @@ def main() -> None:
     parser.add_argument("--part", choices=("all", "fedmpi", "raw"), default="all")
     chosen = parser.parse_args()
     if chosen.part == "all":
-        os.environ["OMP_NUM_THREADS"] = "1"
         options = ("--repeats", str(chosen.repeats), "--steps", str(chosen.steps))
-        launch("-m", "fedmpi", "exec", __file__, "--part", "fedmpi", *options)
-        launch(__file__, "--part", "raw", *options)
+        script = ("exec", __file__, "--part", "fedmpi", *options)
+        launch_fedmpi(2, *script, quiet=False)
+        launch(2, "-m", "jobs.bench_pointers", "--part", "raw", *options, quiet=False)
     elif chosen.part == "raw":
         raw_messages(chosen.repeats)
     else:

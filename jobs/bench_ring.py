@@ -1,6 +1,6 @@
 """What secure computation costs one party's processor: products and random words.
 
-    python jobs/bench_ring.py          (make bench-ring)
+    python -m jobs.bench_ring          (make bench-ring)
 
 One thread. Products of 64-bit words are exact mod 2^64 and stand beside the float64 product of
 the same shape (torch, on its BLAS), the nearest that the processor has a library for. Medians of

@@ -1,6 +1,6 @@
 """What a round costs beside its training, and what more ranks than cores cost.
 
-    python jobs/bench_rounds.py --root MNIST_FOLDER       (make bench ARGS="--root MNIST_FOLDER")
+    python -m jobs.bench_rounds --root MNIST_FOLDER       (make bench ARGS="--root MNIST_FOLDER")
 
 The workload: MNIST, 100 clients of 600 digits, all of them in every round, McMahan's 2NN,
 E = 1, B = 10, lr 0.1, evaluation every 5 rounds. Without --root it takes the 5,000 digits
@@ -14,38 +14,28 @@ without FedMPI. How long they wait for the slowest of them is the machine's shar
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+from jobs.launched import launch_fedmpi, warm_records
+
 CLIENTS = 100
-
-
-def launch(ranks: int, *arguments: str) -> None:
-    """Runs a FedMPI command under the mpirun beside this Python, or the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    command = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks), sys.executable]
-    subprocess.run([*command, "-m", "fedmpi", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def rounds_of(folder: Path, shards: Path, ranks: int, rounds: int) -> list[dict]:
     """A run's records, without the first round, in which memory is still cold."""
-    launch(
+    launch_fedmpi(
         ranks, "run", "--path", str(shards), "--out", str(folder.parent), "--name", folder.name,
         "--model", "2nn", "--fraction", "1", "--epochs", "1", "--batch-size", "10", "--lr", "0.1",
         "--rounds", str(rounds), "--eval-every", "5",
     )  # fmt: skip
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return lines[1:]
+    return warm_records(folder)
 
 
 def plain_loop(shards: Path, worker: int, start: Barrier, seconds: Queue) -> None:
@@ -103,18 +93,17 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs=2, default=(3, 8), metavar=("FEW", "MANY"))
     chosen = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    scratch = Path(tempfile.mkdtemp(prefix="fedmpi-bench-"))
-    try:
-        measure(chosen, scratch)
-    finally:
-        shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="fedmpi-bench-") as scratch:
+        measure(chosen, Path(scratch))
 
 
 def measure(chosen: argparse.Namespace, scratch: Path) -> None:
     """Runs both numbers of ranks in turn, so that a slow minute of the machine hits both."""
     source = ["mnist", "--root", chosen.root] if chosen.root else ["mnist5k"]
     for ranks in chosen.ranks:
-        launch(ranks, "prepare", *source, "--clients", str(CLIENTS), "--out", f"{scratch}/{ranks}")
+        launch_fedmpi(
+            ranks, "prepare", *source, "--clients", str(CLIENTS), "--out", f"{scratch}/{ranks}"
+        )
     few, many = chosen.ranks
     plain = []
     runs: dict[int, list[list[dict]]] = {ranks: [] for ranks in chosen.ranks}

@@ -1,6 +1,6 @@
 """What secure aggregation by shares costs a round beside the sum in the clear.
 
-    python jobs/bench_secure.py --root MNIST_FOLDER   (make bench-secure ARGS="--root FOLDER")
+    python -m jobs.bench_secure --root MNIST_FOLDER   (make bench-secure ARGS="--root FOLDER")
 
 The workload: MNIST, 100 clients of 600 digits, 20 of them in every round, McMahan's CNN (1.66
 million parameters), E = 1, B = 10, at -n 8. Without --root it takes the 5,000 digits that need no
@@ -13,37 +13,27 @@ ratio is of the medians of the rounds' times without evaluation, the first round
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+
+from jobs.launched import launch_fedmpi, warm_records
 
 CLIENTS = 100
 KINDS = ("none", "shares")
 
 
-def launch(ranks: int, *arguments: str) -> None:
-    """Runs a FedMPI command under the mpirun beside this Python, or the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    command = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks), sys.executable]
-    subprocess.run([*command, "-m", "fedmpi", *arguments], check=True, stdout=subprocess.DEVNULL)
-
-
 def rounds_of(folder: Path, shards: Path, kind: str, chosen: argparse.Namespace) -> list[dict]:
     """A run's records, without the first round, in which memory is still cold."""
-    launch(
+    launch_fedmpi(
         chosen.ranks, "run", "--path", str(shards), "--out", str(folder.parent),
         "--name", folder.name, "--model", chosen.model, "--fraction", str(chosen.fraction),
         "--epochs", str(chosen.epochs), "--batch-size", "10", "--lr", "0.05",
         "--rounds", str(chosen.rounds), "--eval-every", str(chosen.rounds),
         "--secure.kind", kind, "--dropout", str(chosen.dropout),
     )  # fmt: skip
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return lines[1:]
+    return warm_records(folder)
 
 
 def main() -> None:
@@ -59,19 +49,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="of each run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
     chosen = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    scratch = Path(tempfile.mkdtemp(prefix="fedmpi-bench-"))
-    try:
-        measure(chosen, scratch)
-    finally:
-        shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="fedmpi-bench-") as scratch:
+        measure(chosen, Path(scratch))
 
 
 def measure(chosen: argparse.Namespace, scratch: Path) -> None:
     """Runs both kinds in turn and prints what a round takes."""
     source = ["mnist", "--root", chosen.root] if chosen.root else ["mnist5k"]
     shards = scratch / "shards"
-    launch(chosen.ranks, "prepare", *source, "--clients", str(CLIENTS), "--out", str(shards))
+    launch_fedmpi(chosen.ranks, "prepare", *source, "--clients", str(CLIENTS), "--out", str(shards))
     runs: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     for repeat in range(chosen.repeats):
         for kind in KINDS:

@@ -1,6 +1,6 @@
 """What secure computation costs: FedMPI beside CrypTen and SPU, two parties and a dealer.
 
-    python jobs/bench_spdz.py --peers FOLDER          (make bench-spdz ARGS=...)
+    python -m jobs.bench_spdz --peers FOLDER          (make bench-spdz ARGS=...)
 
 Secret inputs and weights, shared before the clock starts; results stay shared. The clock stops
 when the parties and the dealer have done all. Every repeat of FedMPI's has fresh secrets, so that
@@ -29,16 +29,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE / "peers" / "secure"
-sys.path[:0] = [str(HERE), str(PEERS)]
+import fedmpi
+from fedmpi.tensors.remote_worker import RemoteWorker
+from jobs import traffic
+from jobs.launched import mpirun
+from jobs.peers.secure import workloads
 
-import traffic  # noqa: E402 - beside this file
-import workloads  # noqa: E402
-
-import fedmpi  # noqa: E402
-from fedmpi.tensors.remote_worker import RemoteWorker  # noqa: E402
-
+PEERS = Path(__file__).with_name("peers") / "secure"
 NAMES = ("crypten", "spu")
 
 
@@ -187,10 +184,8 @@ def launch(command: list[str], environment: dict[str, str]) -> dict[str, Measure
 
 def launch_fedmpi(options: list[str]) -> dict[str, Measured]:
     """Three ranks under the mpirun beside this Python, or the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
-    rank = [sys.executable, __file__, "--part", "fedmpi", *options]
-    return launch([mpirun, "-n", "3", *rank], dict(os.environ, OMP_NUM_THREADS="1"))
+    rank = [sys.executable, "-m", "jobs.bench_spdz", "--part", "fedmpi", *options]
+    return launch([mpirun(), "-n", "3", *rank], dict(os.environ, OMP_NUM_THREADS="1"))
 
 
 def launch_peer(name: str, folder: Path, options: list[str]) -> dict[str, Measured]:

@@ -1,6 +1,6 @@
 """Where the time goes until the first round has ended: of every rank, by phase.
 
-    python jobs/bench_startup.py --ranks 8        (make bench-startup ARGS="--ranks 8")
+    python -m jobs.bench_startup --ranks 8        (make bench-startup ARGS="--ranks 8")
 
 Starts itself under mpirun, so that each rank can look at the clock between the steps that
 `python -m fedmpi` takes: the interpreter, PyTorch, MPI, FedMPI's own modules, the data, the first
@@ -15,13 +15,14 @@ import atexit
 import gc
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from jobs.launched import launch
 
 RANK = "--as-a-rank"
 COMMANDS = (["--version"], ["--help"], ["run", "--help"], ["info"])
@@ -82,19 +83,6 @@ def be_a_rank(folder: Path, shards: str, collect: bool) -> None:
     (folder / f"{transport.rank}.json").write_text(json.dumps(seconds))
 
 
-def launch(ranks: int, arguments: list[str]) -> float:
-    """Seconds of `mpirun -n RANKS python ARGUMENTS`."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
-    begun = time.perf_counter()
-    subprocess.run(
-        [mpirun, "-n", str(ranks), sys.executable, *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return time.perf_counter() - begun
-
-
 def measure(chosen: argparse.Namespace, scratch: Path) -> None:
     """Prints the tables."""
     from fedmpi.config import Recipe
@@ -107,7 +95,9 @@ def measure(chosen: argparse.Namespace, scratch: Path) -> None:
         folder.mkdir()
         options = [RANK, str(folder), str(scratch / "shards")]
         options += ["--collect"] if chosen.collect else []
-        totals.append(launch(chosen.ranks, [__file__, *options]))
+        begun = time.perf_counter()
+        launch(chosen.ranks, "-m", "jobs.bench_startup", *options)
+        totals.append(time.perf_counter() - begun)
         for file in folder.glob("*.json"):
             for phase, seconds in json.loads(file.read_text()).items():
                 phases.setdefault(phase, []).append(seconds)
@@ -140,12 +130,8 @@ def main() -> None:
     if chosen.as_a_rank:
         be_a_rank(Path(chosen.as_a_rank[0]), chosen.as_a_rank[1], chosen.collect)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    scratch = Path(tempfile.mkdtemp(prefix="fedmpi-startup-"))
-    try:
-        measure(chosen, scratch)
-    finally:
-        shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="fedmpi-startup-") as scratch:
+        measure(chosen, Path(scratch))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from fedmpi.study.cost_model import Machine
 from fedmpi.study.metrics_file import read_metrics
 from fedmpi.study.predict import predict
 from fedmpi.study.show_prediction import network_of, owner_of
-from jobs.bench_secure import launch
+from jobs.launched import launch_fedmpi
 
 
 def measured(rounds: list[RoundMetrics]) -> dict[str, float]:
@@ -62,13 +62,15 @@ def main() -> None:
                 shards = Path(scratch) / f"shards-{ranks}"
                 if not shards.exists():
                     clients = str(chosen.clients)
-                    launch(ranks, "prepare", "mnist5k", "--clients", clients, "--out", str(shards))
+                    launch_fedmpi(
+                        ranks, "prepare", "mnist5k", "--clients", clients, "--out", str(shards)
+                    )
                 index = read_index(shards)
                 machine = Machine(ranks, 1, cores)
                 owner = owner_of(config, machine)
                 for topology in chosen.topologies:
                     name = f"{model}-{topology}-{ranks}"
-                    launch(
+                    launch_fedmpi(
                         ranks, "run", "--path", str(shards), "--model", model, "--epochs", "1",
                         "--rounds", str(chosen.rounds), "--topology", topology, "--out", scratch,
                         "--name", name,

@@ -1,8 +1,8 @@
 """Every defence under every attack: accuracy in one table.
 
-    python jobs/defences.py                                     (make defences)
-    python jobs/defences.py --only-attacks alie ipm --only-defences none krum --seeds 3
-    python jobs/defences.py --partition dirichlet --alpha 1
+    python -m jobs.defences                                     (make defences)
+    python -m jobs.defences --only-attacks alie ipm --only-defences none krum --seeds 3
+    python -m jobs.defences --partition dirichlet --alpha 1
 
 mnist5k on 20 clients, of which 4 attack; all train in every round (2NN, E = 2, B = 20, lr 0.3
 times 0.95 a round), with every kind of `[federated.robust]` and with detection that leaves suspects

@@ -1,6 +1,6 @@
 """How well detection finds attackers: every attack, with and without exclusion.
 
-    python jobs/detection.py          (make detection)
+    python -m jobs.detection          (make detection)
 
 mnist5k on 28 clients, half of them in a round, of which a fifth attack from the first round on:
 FedAvg of McMahan's 2NN with E = 5, B = 10, lr 0.1. Each attack runs twice, once with clients

@@ -1,7 +1,7 @@
 """Rounds to a target accuracy on MNIST, as in McMahan et al. 2017, tables 1 to 3.
 
-    python jobs/mcmahan.py --root MNIST_FOLDER            all rows: about an hour on two cores
-    python jobs/mcmahan.py --root MNIST_FOLDER 2nn-iid    one row
+    python -m jobs.mcmahan --root MNIST_FOLDER            all rows: about an hour on two cores
+    python -m jobs.mcmahan --root MNIST_FOLDER 2nn-iid    one row
 
 For every row the learning rate is tuned over a small grid, as the paper does; the fewest
 rounds count. Each run is an ordinary `mpirun -n RANKS python -m fedmpi` that stops at the
@@ -11,12 +11,11 @@ target, and leaves its folder under runs/mcmahan/.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from jobs.launched import launch_fedmpi, records
 
 RUNS = Path("runs/mcmahan")
 
@@ -44,29 +43,20 @@ ROWS = {
 }
 
 
-def launch(ranks: int, *arguments: str) -> None:
-    """Runs a FedMPI command under the mpirun that lies beside this Python, or on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
-    subprocess.run(
-        [mpirun, "-n", str(ranks), sys.executable, "-m", "fedmpi", *arguments], check=True
-    )
-
-
 def shards(root: str, partition: str, ranks: int) -> str:
     """100 clients of 600 digits each, prepared once."""
     folder = Path("data") / f"mcmahan-{partition}-{ranks - 1}w"
     if not (folder / "index.json").exists():
-        launch(
+        launch_fedmpi(
             ranks, "prepare", "mnist", "--root", root, "--clients", "100",
-            "--partition", partition, "--out", str(folder),
+            "--partition", partition, "--out", str(folder), quiet=False,
         )  # fmt: skip
     return str(folder)
 
 
 def rounds_to_target(folder: Path, target: float) -> tuple[int | None, float, float]:
     """The first round that reached the target, the best accuracy, and the seconds of all rounds."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = records(folder)
     reached = [
         m["round"] for m in lines if m["test_metric"] is not None and m["test_metric"] >= target
     ]
@@ -96,10 +86,10 @@ def main() -> None:
             run = RUNS / f"{name}-lr{lr:g}"
             if not (run / "model.h5").exists():
                 shutil.rmtree(run, ignore_errors=True)  # what an interrupted run left
-                launch(
+                launch_fedmpi(
                     chosen.ranks, "run", "--path", path, "--out", str(RUNS), "--name", run.name,
                     *row.options, "--fraction", "0.1", "--batch-size", "10", "--lr", str(lr),
-                    "--rounds", str(row.limit), "--target-accuracy", str(row.target),
+                    "--rounds", str(row.limit), "--target-accuracy", str(row.target), quiet=False,
                 )  # fmt: skip
             found, best, seconds = rounds_to_target(run, row.target)
             table.append(

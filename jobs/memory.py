@@ -1,6 +1,6 @@
 """Peak memory of each rank against the number of clients, all of them in every round.
 
-    python jobs/memory.py        (make memory ARGS="--out FOLDER")
+    python -m jobs.memory        (make memory ARGS="--out FOLDER")
 
 Real runs, `mpirun -n 3 python -m fedmpi`: McMahan's 2NN, E = 1, B = 10, 2 rounds, on 20,000 rows of
 28 x 28 random pixels that 10, 100, 1,000 and 10,000 clients share: the rows are always as many, so
@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from jobs.launched import mpirun
 
 ROWS = 20_000
 RANKS = 3
@@ -61,11 +62,9 @@ def look(peaks: Peaks, mark: str) -> None:
 
 def watch(arguments: list[str]) -> Peaks:
     """Runs `mpirun -n RANKS python -m fedmpi ARGUMENTS` and looks at its ranks until it ends."""
-    beside = Path(sys.executable).with_name("mpirun")
-    mpirun = str(beside) if beside.exists() else "mpirun"
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     job = subprocess.Popen(
-        [mpirun, "-n", str(RANKS), sys.executable, "-m", "fedmpi", *arguments],
+        [mpirun(), "-n", str(RANKS), sys.executable, "-m", "fedmpi", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "FEDMPI_MEMORY_JOB": mark},
         stdout=subprocess.DEVNULL,
     )
@@ -138,13 +137,10 @@ def main() -> None:
     parser.add_argument("--topology", choices=("tree", "star"), default="tree")
     parser.add_argument("--out", default="runs", help="folder for memory.json and memory.png")
     chosen = parser.parse_args()
-    scratch = Path(tempfile.mkdtemp(prefix="fedmpi-memory-"))
     print(f"MiB at the peak; the model has {4 * PARAMETERS / 2**20:.1f}, its sum twice that")
     print(f"{'clients':>8}{'owner RSS':>10}{'USS':>8}{'worker RSS':>12}{'USS':>8}")
-    try:
-        found = measure(chosen.clients, chosen.topology, scratch)
-    finally:
-        shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="fedmpi-memory-") as scratch:
+        found = measure(chosen.clients, chosen.topology, Path(scratch))
     out = Path(chosen.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "memory.json").write_text(json.dumps(found, indent=1))

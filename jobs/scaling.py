@@ -1,10 +1,10 @@
 """A scaling study: one job for each number of workers, then a table and a plot.
 
-    python jobs/scaling.py write studies/strong --config jobs/scaling.toml --workers 1 2 4 8 16
-    python jobs/scaling.py submit studies/strong              one sbatch for each point
-    python jobs/scaling.py submit studies/strong --local      or here, by mpirun, one after another
-    python jobs/scaling.py collect studies/strong             a table, and points.csv
-    python jobs/scaling.py plot studies/strong                scaling.png
+    python -m jobs.scaling write studies/strong --config jobs/scaling.toml --workers 1 2 4 8 16
+    python -m jobs.scaling submit studies/strong              one sbatch for each point
+    python -m jobs.scaling submit studies/strong --local      or here, by mpirun, one after another
+    python -m jobs.scaling collect studies/strong             a table, and points.csv
+    python -m jobs.scaling plot studies/strong                scaling.png
 
 `--kind strong` spreads the clients of the configuration over more and more workers; `--kind weak`
 gives every worker as many as it has at the largest point. A script in the folder of a study may

@@ -1,8 +1,8 @@
 """Rounds to a target accuracy for every strategy, on clients whose labels are skewed.
 
-    python jobs/strategies.py                             mnist5k: about ten minutes on two cores
-    python jobs/strategies.py --root MNIST_FOLDER         all of MNIST
-    python jobs/strategies.py --seeds 1 fedavg fednova    one seed in place of three, of two of them
+    python -m jobs.strategies                             mnist5k: about ten minutes on two cores
+    python -m jobs.strategies --root MNIST_FOLDER         all of MNIST
+    python -m jobs.strategies --seeds 1 fedavg fednova    one seed in place of three, of two of them
 
 100 clients share the rows by Dirichlet(0.1) over the labels, 10 of them train in a round. For every
 strategy the options of its grid are tried, and the fewest rounds count (median over the seeds; a

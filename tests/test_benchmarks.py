@@ -18,9 +18,9 @@ def test_lines_of_proc_are_added() -> None:
 
 
 @pytest.mark.launch
-def test_startup_is_told_by_phase(tmp_path: Path) -> None:
-    arguments = [ROOT / "jobs" / "bench_startup.py", "--ranks", "2", "--repeats", "1"]
-    done = run_single(arguments, timeout=120, cwd=tmp_path)
+def test_startup_is_told_by_phase() -> None:
+    arguments = ["-m", "jobs.bench_startup", "--ranks", "2", "--repeats", "1"]
+    done = run_single(arguments, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     for phase in ("interpreter", "import torch", "start MPI", "first round", "all of mpirun"):
         assert phase in done.stdout
@@ -30,8 +30,8 @@ def test_startup_is_told_by_phase(tmp_path: Path) -> None:
 @pytest.mark.launch
 def test_memory_does_not_grow_with_clients(tmp_path: Path) -> None:
     """Below 168 clients a worker: from there on numba is loaded, once."""
-    arguments = [ROOT / "jobs" / "memory.py", "--clients", "10", "200", "--out", tmp_path]
-    done = run_single(arguments, timeout=240, cwd=tmp_path)
+    arguments = ["-m", "jobs.memory", "--clients", "10", "200", "--out", str(tmp_path)]
+    done = run_single(arguments, timeout=240, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     few, many = json.loads((tmp_path / "memory.json").read_text()).values()
     for rank in ("0", "1", "2"):

@@ -10,6 +10,7 @@ import pytest
 
 import fedmpi
 from fedmpi import cli
+from fedmpi.cli.workers import workers_of
 from fedmpi.config import CommConfig, Config, DataConfig, FederatedConfig
 from fedmpi.data.index import read_index
 from fedmpi.errors import DataError, UsageError
@@ -181,20 +182,20 @@ def crew_of(ranks: int) -> SimpleNamespace:
     ],
 )
 def test_a_launch_that_does_not_fit(comm: CommConfig, ranks: int, said: str) -> None:
-    with pytest.raises(UsageError, match=said), cli._workers(comm, "", crew_of(ranks), "mpirun"):
+    with pytest.raises(UsageError, match=said), workers_of(comm, "", crew_of(ranks), "mpirun"):
         pass
 
 
 @pytest.mark.parametrize("workers", ["auto", 3])
 def test_a_launch_that_fits(workers) -> None:
     crew = crew_of(4)
-    with cli._workers(CommConfig(workers=workers), "", crew, "mpirun") as found:
+    with workers_of(CommConfig(workers=workers), "", crew, "mpirun") as found:
         assert found is crew
 
 
 @pytest.mark.parametrize(("workers", "expected"), [("auto", 7), (2, 2)])
 def test_threads_without_a_launcher(workers, expected: int) -> None:
-    with cli._workers(CommConfig(workers=workers), "", None, "") as crew:
+    with workers_of(CommConfig(workers=workers), "", None, "") as crew:
         assert crew.in_process
         assert len(crew.ranks) == expected
 

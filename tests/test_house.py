@@ -106,7 +106,7 @@ def test_the_front_door_opens_no_room_unasked() -> None:
         ("models.py", "from fedmpi import config, torchvision_compat", True),
         ("config.py", "from fedmpi.errors import UsageError", True),
         ("errors.py", "from fedmpi import config", False),
-        ("cli.py", "from fedmpi import __main__", False),
+        ("cli/commands.py", "from fedmpi import __main__", False),
         ("shed.py", "import os", False),
     ],
 )

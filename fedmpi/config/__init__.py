@@ -1,7 +1,7 @@
 """The configuration: one tree of frozen dataclasses with defaults, types and checks.
 
 A leaf: it imports nothing of FedMPI but its errors, so that any room may take its own branch of
-the tree. `cli.py` fills the tree from the defaults, then a TOML file, then the command line.
+the tree. `cli/` fills the tree from the defaults, then a TOML file, then the command line.
 """
 
 from fedmpi.config.aggregation import AggregationConfig as AggregationConfig

@@ -8,103 +8,21 @@ measured, the rest is `cost_model`. Clients count as equally long, and spread ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import inf, isfinite
+from dataclasses import replace
 
 from fedmpi.comm.waiting import LONGEST_PAUSE, SHARE
-from fedmpi.config import Config, require
+from fedmpi.config import Config
 from fedmpi.config.federated import cohort_size
-from fedmpi.errors import UsageError
-from fedmpi.federated.examined import is_examined
 from fedmpi.federated.neighbours import degree
 from fedmpi.study.bench_clients import Costs
-from fedmpi.study.cost_model import Link, Load, Machine, collective, load
+from fedmpi.study.cost_model import Load, Machine, collective, load
+from fedmpi.study.predictable import refuse
+from fedmpi.study.prediction import Network, OwnerCosts, Part, Prediction
 
-MOST_RANKS = 1_048_576
 WORD = 8
 """Bytes of a value in a sum."""
 AGREED_BYTES = 8
 """Of a client in `Agree`: its id and its rank, of up to 5 bytes each."""
-
-
-@dataclass(frozen=True)
-class OwnerCosts:
-    """What the owner does beside sending, receiving and adding vectors, by `bench owner`.
-
-    Attributes:
-        send, gather: seconds before and after the workers' part, of a round of this job.
-        messages: that it sends and receives in a round.
-        open_client: seconds per client of the cohort to remove masks from a secure sum.
-    """
-
-    send: float
-    gather: float
-    messages: int
-    open_client: float = 0.0
-
-
-@dataclass(frozen=True)
-class Network:
-    """What messages cost.
-
-    Attributes:
-        broadcast, reduce: chunks of a broadcast, and of a sum, the addition included.
-        message: seconds of a short message of plain MPI.
-        source: where the figures are from, for a person.
-    """
-
-    broadcast: Link
-    reduce: Link
-    message: float
-    source: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One thing that a round waits for.
-
-    Attributes:
-        phase: of metrics.jsonl that it is counted in.
-        name: what it is.
-        seconds: per round.
-        remedy: what would make it shorter.
-    """
-
-    phase: str
-    name: str
-    seconds: float
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A round.
-
-    Attributes:
-        parts: in the order of a round; they follow one another.
-        load: how its clients fall on the workers.
-        bytes_sent: by all ranks together.
-    """
-
-    parts: list[Part]
-    load: Load
-    bytes_sent: int
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.seconds for part in self.parts)
-
-    @property
-    def limit(self) -> Part:
-        """The part that takes longest."""
-        return max(self.parts, key=lambda part: part.seconds)
-
-    def phases(self) -> dict[str, float]:
-        """Seconds by phase of metrics.jsonl."""
-        found: dict[str, float] = {}
-        for part in self.parts:
-            found[part.phase] = found.get(part.phase, 0.0) + part.seconds
-        return found
 
 
 def predict(
@@ -253,53 +171,3 @@ def _masks(
             "a smaller cohort: the owner removes one mask for each client",
         ),
     ]
-
-
-def refuse(config: Config, machine: Machine) -> None:
-    """Refuses what there is no model of.
-
-    Raises:
-        UsageError: a number out of range, or another kind of job.
-    """
-    federated = config.federated
-    require(2 <= machine.ranks <= MOST_RANKS, "ranks", machine.ranks, f"2 to {MOST_RANKS:,} ranks")
-    require(
-        1 <= machine.nodes <= machine.ranks,
-        "nodes",
-        machine.nodes,
-        f"1 to {machine.ranks:,} nodes, one rank or more on each",
-    )
-    require(1 <= machine.cores <= 65_536, "cores_per_node", machine.cores, "1 to 65,536 cores")
-    if config.data.clients < machine.ranks - 1:
-        raise UsageError(
-            f"clients = {config.data.clients} for {machine.ranks - 1:,} workers: raise --clients, "
-            f"or lower --ranks to {config.data.clients + 1}"
-        )
-    for name, chosen, known in (
-        ("mode", federated.mode, ("shards", "scatter")),
-        ("secure.kind", federated.secure.kind, ("none", "shares")),
-        ("privacy.kind", federated.privacy.kind, ("none",)),
-        ("device", config.compute.device, ("auto", "cpu")),
-    ):
-        require(chosen in known, name, chosen, f"{' or '.join(known)}: there is no model of others")
-    if is_examined(config) or federated.strategy.kind == "scaffold":
-        raise UsageError(
-            "predict has no model of rounds with defences, detection, colluding attackers or "
-            "SCAFFOLD, in which more than one sum travels: leave these options out"
-        )
-
-
-def link_of(latency_us: float, gbit: float) -> Link:
-    """A network as data sheets state it.
-
-    Raises:
-        UsageError: not numbers above 0.
-    """
-    require(
-        isfinite(latency_us) and 0 < latency_us <= 1e6,
-        "latency_us",
-        latency_us,
-        "above 0, at most 1e6 us",
-    )
-    require(isfinite(gbit) and 0 < gbit < inf, "gbit", gbit, "a number above 0, in Gbit/s")
-    return Link(1e-6 * latency_us, 8e-9 / gbit)

@@ -14,7 +14,9 @@ from fedmpi.study.bench_clients import Costs, measure, path_of, read
 from fedmpi.study.bench_owner import replay
 from fedmpi.study.cost_model import Link, Machine
 from fedmpi.study.fit import fit_collective, fit_messages, read_comm
-from fedmpi.study.predict import Network, OwnerCosts, Prediction, link_of, predict, refuse
+from fedmpi.study.predict import predict
+from fedmpi.study.predictable import refuse
+from fedmpi.study.prediction import Network, OwnerCosts, Prediction, link_of
 from fedmpi.study.units import duration, size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Slow, and without shards, ranks, commands or fixed point. The product must agree
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -18,6 +18,21 @@ from fedmpi.models import task_loss
 Rows = tuple[torch.Tensor, torch.Tensor]
 
 
+def batches(
+    rows: Rows, how: FederatedConfig, seeds: Mapping[str, int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of a client's local epochs, in the order that its seed gives."""
+    x, y = rows
+    batch = len(x) if how.batch_size == "full" else min(how.batch_size, len(x))
+    orders = torch.Generator().manual_seed(seeds["shuffle"])
+    for _ in range(how.epochs):
+        order = torch.arange(len(x))
+        if batch < len(x):
+            order = torch.randperm(len(x), generator=orders)
+        for chosen in order.split(batch):
+            yield x[chosen], y[chosen]
+
+
 def client_update(
     model: nn.Module,
     rows: Rows,
@@ -27,24 +42,17 @@ def client_update(
     seeds: Mapping[str, int],
 ) -> float:
     """ClientUpdate of McMahan et al. 2017: trains in place, returns the mean loss."""
-    x, y = rows
-    batch = len(x) if how.batch_size == "full" else min(how.batch_size, len(x))
-    orders = torch.Generator().manual_seed(seeds["shuffle"])
     torch.manual_seed(seeds["dropout"])
     optimizer = torch.optim.SGD(model.parameters(), lr)
     total = 0.0
     model.train()
-    for _ in range(how.epochs):
-        order = torch.arange(len(x))
-        if batch < len(x):
-            order = torch.randperm(len(x), generator=orders)
-        for chosen in order.split(batch):
-            optimizer.zero_grad()
-            loss = task_loss(classes)(model(x[chosen]), y[chosen])
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(chosen)
-    return total / (len(x) * how.epochs)
+    for x, y in batches(rows, how, seeds):
+        optimizer.zero_grad()
+        loss = task_loss(classes)(model(x), y)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(x)
+    return total / (len(rows[1]) * how.epochs)
 
 
 def seeds_of(seed: int, number: int, client: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedmpi.config import FederatedConfig
 from fedmpi.models import task_loss
-from tests.federated.reference import Rows, seeds_of
+from tests.federated.reference import Rows, batches, seeds_of
 
 Tensors = dict[str, torch.Tensor]
 Correction = Callable[[str, torch.Tensor], torch.Tensor]
@@ -41,22 +41,15 @@ def train(
     correction: Correction,
 ) -> int:
     """Local SGD in place; returns the number of steps."""
-    x, y = rows
-    batch = len(x) if how.batch_size == "full" else min(how.batch_size, len(x))
-    orders = torch.Generator().manual_seed(seeds["shuffle"])
     model.train()
     steps = 0
-    for _ in range(how.epochs):
-        order = torch.arange(len(x))
-        if batch < len(x):
-            order = torch.randperm(len(x), generator=orders)
-        for chosen in order.split(batch):
-            model.zero_grad()
-            task_loss(classes)(model(x[chosen]), y[chosen]).backward()
-            with torch.no_grad():
-                for name, p in model.named_parameters():
-                    p -= lr * (p.grad + correction(name, p))
-            steps += 1
+    for x, y in batches(rows, how, seeds):
+        model.zero_grad()
+        task_loss(classes)(model(x), y).backward()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p -= lr * (p.grad + correction(name, p))
+        steps += 1
     return steps
 
 

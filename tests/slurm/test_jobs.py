@@ -107,7 +107,7 @@ def test_scaling_study(site: Site) -> None:
     )
 
     def scaling(*arguments: str) -> str:
-        command = [sys.executable, "jobs/scaling.py", *arguments]
+        command = [sys.executable, "-m", "jobs.scaling", *arguments]
         return site.cluster.run(*command, cwd=site.path, timeout=60)
 
     shape = ["--workers", "1", "3", "--repeats", "1", "--ranks-per-node", "2", "--minutes", "5"]

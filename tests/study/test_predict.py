@@ -15,7 +15,8 @@ from fedmpi.errors import DataError, UsageError
 from fedmpi.study.bench_clients import Costs, path_of, read
 from fedmpi.study.cost_model import Link, Machine
 from fedmpi.study.fit import fit_collective, fit_messages, read_comm
-from fedmpi.study.predict import Network, OwnerCosts, Prediction, predict
+from fedmpi.study.predict import predict
+from fedmpi.study.prediction import Network, OwnerCosts, Prediction
 
 COSTS = Costs("2nn", 10, 1, 800_000, 200_000, 2e-5, 1e-4, 1e-4, 5e-6, 2e-4, 1e-10)
 LINK = Link(1e-5, 1e-10)

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs.launched import mpirun
 from jobs.peers.federated import environments, watch
 from jobs.peers.federated.workloads import BATCH, WORKERS, WORKLOADS
 
@@ -133,12 +134,6 @@ def prepare_shards(clients: int, setting: Setting) -> None:
     ]  # fmt: skip
     environment = _environment("fedmpi", setting)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-
-
-def mpirun() -> str:
-    """The one beside this Python, or the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    return str(beside) if beside.exists() else "mpirun"
 
 
 def _command(system: str, workload: str, setting: Setting, folder: Path) -> list[str]:

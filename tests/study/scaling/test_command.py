@@ -25,7 +25,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def scaling(site: Path, *arguments: str) -> tuple[int, str]:
-    done = run_single(["jobs/scaling.py", *arguments], timeout=120, cwd=site)
+    done = run_single(["-m", "jobs.scaling", *arguments], timeout=120, cwd=site)
     return done.returncode, done.stdout + done.stderr
 
 
