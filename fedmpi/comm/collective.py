@@ -140,6 +140,23 @@ def reduce_sum(
 ) -> None:
     """Adds the integer vectors of the whole group into the root's; the others' are used up.
 
+    Arguments as for `begin_sum`. On return the vectors may be changed.
+    """
+    arguments = transport, group, vector, topology, chunk_bytes, expected
+    for transfer in begin_sum(*arguments):
+        transport.finish(transfer)
+
+
+def begin_sum(
+    transport: Transport,
+    group: Sequence[int],
+    vector: torch.Tensor,
+    topology: Topology,
+    chunk_bytes: int,
+    expected: float = 0.0,
+) -> list[Pending]:
+    """This rank's part of a sum, up to the waiting for who takes it.
+
     Args:
         transport: this rank's; every rank of the group calls with the same arguments.
         group: ranks, the root first.
@@ -148,10 +165,13 @@ def reduce_sum(
         topology: how they are joined.
         chunk_bytes: size of the pieces.
         expected: seconds until the first child will probably have its vector.
+
+    Returns:
+        What is on its way to the parent: until all of it has ended the vector must not change.
     """
     here = place(transport.rank, group, topology)
     if not vector.numel():
-        return
+        return []
     pieces = vector.split(max(1, chunk_bytes // vector.element_size()))
     # An empty message goes ahead: the long wait for it may be a lazy one, while the pieces
     # need a rank that looks after them.
@@ -166,7 +186,7 @@ def reduce_sum(
             pending = transport.receive_buffer(as_bytes(target), child, Channel.COLLECTIVE)
             arriving[child].append((target, pending))
 
-    leaving = []
+    leaving: list[Pending] = []
     for index, piece in enumerate(pieces):
         for child in here.children:
             if index == 0:
@@ -184,5 +204,4 @@ def reduce_sum(
                 transport.send_buffer(part, here.parent, Channel.COLLECTIVE)
                 for part in (*ahead, as_bytes(piece))
             ]
-    for transfer in leaving:
-        transport.finish(transfer)
+    return leaving

@@ -138,6 +138,10 @@ class Endpoint:
         """
         self._unasked[source, channel] = wanted
 
+    def let_leave(self, transfers: Iterable[Pending]) -> None:
+        """Takes care of what was sent without a frame, as of all that it sends itself."""
+        self._outbox.extend((transfer, None) for transfer in transfers)
+
     def flush(self) -> None:
         """Waits until everything sent has left its memory."""
         self.transport.wait(lambda: self._turn() or None)

@@ -105,11 +105,11 @@ class Examined(Averaging):
         weights = self.strategy.weights(self._cohort(clients))
         self._weight_of = dict(zip(clients, weights, strict=True))
         of_rank = self._by_rank(clients)
-        self._route = self.broadcast(sorted(of_rank), self.strategy.sends())
-        for rank, ids in of_rank.items():
-            asked = [self._weight_of[c] for c in ids]
-            self.crew.tell(rank, TrainAndKeep(number, ids, asked, lr))
-            self.crew.tell(rank, Report())
+        with self.broadcast(sorted(of_rank), self.strategy.sends()) as self._route:
+            for rank, ids in of_rank.items():
+                asked = [self._weight_of[c] for c in ids]
+                self.crew.tell(rank, TrainAndKeep(number, ids, asked, lr))
+                self.crew.tell(rank, Report())
         if isinstance(self.rule, FLTrust):
             self.rule.own = self._own_update(number, lr)
         return list(of_rank)

@@ -223,9 +223,8 @@ class Job:
     def _evaluate(self, number: int, observer: Observer) -> Evaluation:
         found = evaluate(self.model, self._attended(), self.dataset.classes, self._device)
         if self.config.federated.evaluate_clients:
-            self._rounds.broadcast(self.crew.ranks)
-            for rank in self.crew.ranks:
-                self.crew.tell(rank, EvaluateClients())
+            with self._rounds.broadcast(self.crew.ranks):
+                self.crew.tell_all(self.crew.ranks, EvaluateClients())
             replies = self.crew.hear(self.crew.ranks, ClientsEvaluated)
             clients = [
                 ClientMetrics(number, client, rank, rows, loss, metric)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from statistics import fmean
@@ -171,11 +172,10 @@ class Rounds(ABC):
         left_out = {e.client for e in excluded} | set(self.findings.get("dropped", ()))
         self._update(sorted(c for c in cohort if c not in left_out), reports)
         tallies = [report.tally for report in reports]
-        # A worker may begin before the owner has sent all: what overlaps counts as sending.
-        seconds = self._seconds(tallies)
-        overlap = min(1.0, (heard - sent) / max(seconds[2], 1e-9))
-        train, add, busy = (s * overlap for s in seconds)
-        late = max(heard - sent - busy, 0.0)
+        # A worker may begin before the owner has sent all: what overlaps counts as training.
+        train, add, busy = self._seconds(tallies)
+        sending = max(min(sent - begun, heard - begun - busy), 0.0)
+        late = max(heard - begun - sending - busy, 0.0)
         waited_for = min(away, late)  # while nobody trained any more
         loss = float(sum(t.loss for t in tallies)) / LOSS_UNIT / included
         return Outcome(
@@ -183,7 +183,7 @@ class Rounds(ABC):
             examples=included,
             train_loss=None if self.config.federated.privacy.kind == "local" else loss,
             phases={
-                "broadcast": sent - begun,
+                "broadcast": sending,
                 "train": train,
                 "aggregate": add + late - waited_for + (clock() - heard),
                 "wait": busy - train - add,
@@ -218,17 +218,26 @@ class Rounds(ABC):
     def _without_clients(self, number: int) -> None:  # noqa: B027 - most have nothing to do
         """A round for which no client was drawn leaves the model as it is."""
 
-    def broadcast(self, ranks: Sequence[int], beside: Sequence[torch.Tensor] = ()) -> Route:
-        """Sends the owner's model, and vectors beside it; returns the route that it took."""
+    @contextmanager
+    def broadcast(
+        self, ranks: Sequence[int], beside: Sequence[torch.Tensor] = ()
+    ) -> Iterator[Route]:
+        """Sends the owner's model, and vectors beside it, behind the commands told in the block.
+
+        A worker that has taken its model need not wait for what to do with it.
+
+        Yields:
+            The route that they take.
+        """
         transport = self.crew.endpoint.transport
         route = route_over([OWNER, *ranks], self.config.comm, transport.nodes)
         vectors = [*self.wire, *(vector.to(self.wire[0].device) for vector in beside)]
         dtypes = [str(v.dtype).removeprefix("torch.") for v in vectors]
         command = Broadcast(MODEL, route, dtypes, [v.numel() for v in vectors])
         self.crew.tell_all(ranks, command)
+        yield route
         self._stage()
         broadcast(transport, route.group, vectors, route.topology, route.chunk_bytes)
-        return route
 
     def traffic(self) -> tuple[int, int]:
         """Bytes and messages sent by all ranks, up to their latest reports."""
@@ -313,15 +322,15 @@ class Averaging(Rounds):
         self._weight_of = dict(zip(clients, weights, strict=True))
         of_rank = self._by_rank(clients)
         ranks = list(of_rank)
-        route = self.broadcast(ranks, self.strategy.sends())
         length = sum(self._parts.values())
-        asked = Asked(number, clients, self.home.rank, ranks, route, length)
-        self.aggregation.prepare(asked)
-        for rank, ids in of_rank.items():
-            shares = [self._weight_of[c] for c in ids]
-            self.crew.tell(rank, Train(number, ids, shares, lr, self._parts, terms))
-        self.aggregation.ask(asked)
-        self.crew.tell_all(ranks, Report())
+        with self.broadcast(ranks, self.strategy.sends()) as route:
+            asked = Asked(number, clients, self.home.rank, ranks, route, length)
+            self.aggregation.prepare(asked)
+            for rank, ids in of_rank.items():
+                shares = [self._weight_of[c] for c in ids]
+                self.crew.tell(rank, Train(number, ids, shares, lr, self._parts, terms))
+            self.aggregation.ask(asked)
+            self.crew.tell_all(ranks, Report())
         return ranks
 
     def _receive(self) -> None:

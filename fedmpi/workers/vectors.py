@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedmpi.comm.collective import Topology, broadcast, reduce_sum
+from fedmpi.comm.collective import Topology, begin_sum, broadcast
 from fedmpi.comm.frame import DTYPES
 from fedmpi.config.launch import CommConfig
 from fedmpi.workers.command import Command, handles
@@ -80,9 +80,13 @@ def take_broadcast(worker: Worker, command: Broadcast, tensors: list[torch.Tenso
 
 @handles(ReduceSum, always=True)
 def give_sum(worker: Worker, command: ReduceSum, tensors: list[torch.Tensor]) -> None:
-    """Sends the stored vector, or zeros when a failure left none, and frees the id."""
+    """Sends the stored vector, or zeros when a failure left none, and frees the id.
+
+    Does not wait for the vector to be taken: to be woken for that would cost a turn of the core.
+    """
     vector = worker.store.pop(command.key, None)
     if not isinstance(vector, torch.Tensor) or vector.numel() != command.length:
         vector = torch.zeros(command.length, dtype=torch.int64)
     route = command.route
-    reduce_sum(worker.transport, route.group, vector, route.topology, route.chunk_bytes)
+    sending = begin_sum(worker.transport, route.group, vector, route.topology, route.chunk_bytes)
+    worker.endpoint.let_leave(sending)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 
+from fedmpi.comm.collective import reduce_sum
 from fedmpi.comm.endpoint import Endpoint
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.comm.threads import Hub
@@ -274,18 +275,17 @@ def test_a_worker_does_not_mask_again_what_was_opened(
             crew.hear([1], Unmasked)
 
 
-def test_a_sum_that_was_not_masked_does_not_leave_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_was_not_masked_does_not_leave_a_worker() -> None:
     """Masking has failed, or its command was lost: `ReduceSum` finds nothing and sends zeros."""
-    sent: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "fedmpi.workers.vectors.reduce_sum", lambda _, group, vector, *rest: sent.append(vector)
-    )
-    worker = Worker(Endpoint(Hub(2).transport(1)))
+    hub = Hub(2)
+    worker = Worker(Endpoint(hub.transport(1)))
     worker.store[SUM] = torch.ones(5, dtype=torch.int64)
     with pytest.raises(FedMPIError, match="holds no tuple 'masker'"):
         mask_sum(worker, MaskSum(), [])
     give_sum(worker, ReduceSum(MASKED, Route([0, 1], "star", 4096), 5), [])
-    assert [vector.tolist() for vector in sent] == [[0] * 5]
+    total = torch.full((5,), 7)
+    reduce_sum(hub.transport(0), [0, 1], total, "star", 4096)
+    assert total.tolist() == [7] * 5
 
 
 @pytest.mark.parametrize(
