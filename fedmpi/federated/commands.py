@@ -11,6 +11,7 @@ from fedmpi.data.index import read_index
 from fedmpi.data.normalise import Normalisation
 from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
 from fedmpi.federated.device import pick, wire_memory
+from fedmpi.federated.needs import refuse_memory, worker_bytes
 from fedmpi.federated.terms import Terms
 from fedmpi.federated.trainer import Tally, Trainer
 from fedmpi.workers.command import Command, Reply, handles
@@ -140,6 +141,7 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
         command.smallest_batch,
         device,
     )
+    refuse_memory(worker.transport, worker_bytes(command.config, trainer.state, len(shard.ids)))
     trainer.between = worker.heartbeat.between
     if command.config.comm.silence_seconds != "auto":
         worker.heartbeat.keep_limit(command.config.comm.silence_seconds)

@@ -34,13 +34,6 @@ BLOCK_VALUES = 2**21
 """Values of a block over all clients: 8 MiB of float32."""
 
 
-def is_examined(config: Config) -> bool:
-    """Whether a job's rounds have to be of this kind."""
-    federated = config.federated
-    defended = federated.robust.kind != "none" or federated.detect.score
-    return defended or config.attack.kind in COLLUDING
-
-
 def _reason(config: Config) -> str:
     """The option for which the owner looks at updates."""
     federated = config.federated

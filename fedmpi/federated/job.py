@@ -22,10 +22,11 @@ from fedmpi.federated.commands import ClientsEvaluated, EvaluateClients
 from fedmpi.federated.datasets import Dataset, open_dataset
 from fedmpi.federated.device import pick
 from fedmpi.federated.evaluate import Evaluation, evaluate, metric_name
-from fedmpi.federated.examined import Examined, is_examined
+from fedmpi.federated.examined import Examined
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_privacy import LocalPrivacy
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
+from fedmpi.federated.needs import keeps_updates
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet, draw_root
 from fedmpi.federated.rounds import Averaging, Cyclic, Home, Outcome, Rounds
@@ -265,7 +266,7 @@ def _make_rounds(
 ) -> Rounds:
     if config.federated.mode == "cyclic":
         return Cyclic(config, crew, home, state)
-    kind = Examined if is_examined(config) else Averaging
+    kind = Examined if keeps_updates(config) else Averaging
     return kind(config, crew, home, state, strategy(config, state))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedmpi.config import Config, require
 from fedmpi.errors import UsageError
-from fedmpi.federated.examined import is_examined
+from fedmpi.federated.needs import keeps_updates
 from fedmpi.study.cost_model import Machine
 
 MOST_RANKS = 1_048_576
@@ -37,7 +37,7 @@ def refuse(config: Config, machine: Machine) -> None:
         ("device", config.compute.device, ("auto", "cpu")),
     ):
         require(chosen in known, name, chosen, f"{' or '.join(known)}: there is no model of others")
-    if is_examined(config) or federated.strategy.kind == "scaffold":
+    if keeps_updates(config) or federated.strategy.kind == "scaffold":
         raise UsageError(
             "predict has no model of rounds with defences, detection, colluding attackers or "
             "SCAFFOLD, in which more than one sum travels: leave these options out"

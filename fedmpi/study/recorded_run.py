@@ -17,6 +17,7 @@ from fedmpi.federated.checkpoint import Checkpoints
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
 from fedmpi.federated.model_file import save_model
+from fedmpi.federated.needs import refuse_disk
 from fedmpi.federated.opened import opened
 from fedmpi.federated.strategy import Strategy
 from fedmpi.study.outcome import lost_line, recording_outcome
@@ -99,6 +100,7 @@ def _play(
     job: Job | EncryptedJob, crew: Crew, console: Console, resumed: Resumed | None
 ) -> tuple[list[RoundMetrics], RunFolder]:
     """Trains, with everything that is recorded on the way and at the end; returns all rounds."""
+    refuse_disk(job.config, job.model)
     folder = resumed.folder if resumed else RunFolder.create(job.config)
     open_logs(crew, folder.logs)
     rounds: list[RoundMetrics] = []

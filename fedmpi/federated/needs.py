@@ -1,0 +1,117 @@
+"""What a job needs of memory and disk, reckoned before its first round.
+
+A job that runs out of memory after an hour is killed by the kernel without a word. So the large
+parts, which are known once the model is built, are added up and compared with what there is. The
+reckoning leaves out what PyTorch keeps for itself: it refuses what cannot work, and promises
+nothing for the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from fedmpi.comm.transport import Transport
+from fedmpi.config import COLLUDING, Config
+from fedmpi.config.federated import cohort_size
+from fedmpi.errors import UsageError
+from fedmpi.federated.client_stack import stack_size
+from fedmpi.federated.flat_state import FlatState
+
+_SUM_BYTES = 8
+"""Of a value in the exact sum, and in a strategy's memory."""
+_UPDATE_BYTES = 4
+"""Of a value in an update that a worker keeps."""
+_MOMENTS = 2
+"""Vectors of float64, as long as the model, that the most demanding strategies remember."""
+
+
+def keeps_updates(config: Config) -> bool:
+    """Whether the owner looks at every client's update, which workers keep until it has."""
+    federated = config.federated
+    defended = federated.robust.kind != "none" or federated.detect.score
+    return defended or config.attack.kind in COLLUDING
+
+
+def worker_bytes(config: Config, state: FlatState, clients: int) -> int:
+    """Memory that the models, sums and kept updates of a worker with so many clients take."""
+    state_bytes = sum(vector.nbytes for vector in state.vectors)
+    stacked = stack_size(config.compute.stack, state_bytes, clients)
+    cohort = cohort_size(clients, config.federated.fraction)
+    kept = cohort * state.numel * _UPDATE_BYTES if keeps_updates(config) else 0
+    # The resident model, the one it starts from, the stack; the sum, and a piece of another's.
+    return state_bytes * (2 + stacked) + 2 * state.numel * _SUM_BYTES + kept
+
+
+def refuse_memory(transport: Transport, needed: int) -> None:
+    """Refuses what does not fit into this rank's part of the memory that is free.
+
+    Args:
+        transport: of the rank, which knows with how many it shares the node.
+        needed: in bytes.
+
+    Raises:
+        UsageError: says how much is needed and how much there is.
+    """
+    ranks = list(transport.nodes).count(transport.nodes[transport.rank])
+    share = available_memory() // ranks
+    if needed > share:
+        raise UsageError(
+            f"rank {transport.rank} needs about {_mib(needed)} of memory for its clients, and "
+            f"{_mib(share)} are free for each of the {ranks} ranks of its node: use fewer ranks on "
+            "a node, a smaller fraction of the clients, or a smaller model"
+        )
+
+
+def available_memory() -> int:
+    """Bytes that processes of this node can still have, its limit for this job included."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = [_meminfo() or pages]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
+        found.append(max(0, int(text) - int(used.read_text())))
+    return min(found)
+
+
+def refuse_disk(config: Config, model: nn.Module) -> None:
+    """Refuses a run whose files do not fit on the disk of `config.out`.
+
+    Raises:
+        UsageError: says how much is needed and how much there is.
+    """
+    out = Path(config.out).absolute()
+    there = next(path for path in (out, *out.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    keep = config.checkpoint.keep + 1 if _writes_checkpoints(config) else 0
+    state = model.state_dict().values()
+    state_bytes, numel = sum(t.nbytes for t in state), sum(t.numel() for t in state)
+    needed = state_bytes + keep * (state_bytes + _MOMENTS * numel * _SUM_BYTES)
+    if needed > free:
+        raise UsageError(
+            f"{out} needs about {_mib(needed)} for the model and {keep} checkpoints, and "
+            f"{_mib(free)} are free: choose another --out, or lower --checkpoint.keep"
+        )
+
+
+def _writes_checkpoints(config: Config) -> bool:
+    return bool(config.checkpoint.every_rounds or config.checkpoint.every_minutes)
+
+
+def _meminfo() -> int:
+    """MemAvailable in bytes: what is free, and the caches that the kernel would give up."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return 0
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
