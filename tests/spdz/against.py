@@ -14,6 +14,10 @@ from fedmpi.tensors.shared import SharedTensor
 UNIT = 2.0**-16
 
 
+def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def revealed(tensor: Any) -> torch.Tensor:
     found: torch.Tensor = tensor.reveal() if isinstance(tensor, SharedTensor) else tensor
     return found.detach()

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import fedmpi
 from fedmpi.tensors.remote_worker import RemoteWorker
-from tests.spdz.against import compare
+from tests.spdz.against import compare, numbers
 
 Workers = Sequence[RemoteWorker]
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def parties(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    with fedmpi.simulate(request.param) as workers:
-        yield workers
-
-
-def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 CLASSES = torch.tensor([3, 0, 9, 3, 7])

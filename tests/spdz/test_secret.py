@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 from torch import nn
 
 import fedmpi
-from fedmpi.comm.endpoint import Channel
 from fedmpi.spdz.sharing import share
 from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
-from tests.spdz.transcripts import recorded
+from tests.spdz.transcripts import opened
 
 Tensor = torch.Tensor
 Workers = Sequence[RemoteWorker]
@@ -23,17 +22,6 @@ Workers = Sequence[RemoteWorker]
 def workers() -> Iterator[Workers]:
     with fedmpi.simulate(2) as found:
         yield found
-
-
-def opened(workers: Workers, program: Callable[[], object]) -> list[int]:
-    """Elements of each opening, in order."""
-    for worker in workers:
-        worker.wait()
-    with recorded() as frames:
-        program()
-        for worker in workers:
-            worker.wait()
-    return [f.tensors[0].numel() for f in frames if f.channel == Channel.OPENING and f.source == 1]
 
 
 def matrices(workers: Workers, *shapes: tuple[int, int]) -> list[Tensor]:

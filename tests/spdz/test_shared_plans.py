@@ -18,7 +18,7 @@ from fedmpi.spdz.sharing import share
 from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.comm.worlds import World
-from tests.spdz.transcripts import recorded, related
+from tests.spdz.transcripts import opened, recorded, related
 from tests.tensors.programs import lead
 
 Tensor = torch.Tensor
@@ -45,14 +45,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, t: Tens
 
 def openings(workers: Workers, program: Callable[[], object]) -> int:
     """Elements that are opened."""
-    for worker in workers:
-        worker.wait()
-    with recorded() as frames:
-        program()
-        for worker in workers:
-            worker.wait()
-    mine = [f for f in frames if f.channel == Channel.OPENING and f.source == 1]
-    return sum(f.tensors[0].numel() for f in mine)
+    return sum(opened(workers, program))
 
 
 def test_inference(world: World) -> None:

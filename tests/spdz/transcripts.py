@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.spdz.stream import Stream
+from fedmpi.tensors.remote_worker import RemoteWorker
 
 
 class Sent(NamedTuple):
@@ -88,6 +89,17 @@ def recorded_draws() -> Iterator[list[Drawn]]:
         patch.setattr(Stream, "__init__", init)
         patch.setattr(Stream, "fill", draw)
         yield found
+
+
+def opened(workers: Sequence[RemoteWorker], program: Callable[[], object]) -> list[int]:
+    """Elements of each opening, in order."""
+    for worker in workers:
+        worker.wait()
+    with recorded() as frames:
+        program()
+        for worker in workers:
+            worker.wait()
+    return [f.tensors[0].numel() for f in frames if f.channel == Channel.OPENING and f.source == 1]
 
 
 def surprise(words: torch.Tensor) -> float:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from fedmpi.federated.robust.by_distances import ByDistances
 from fedmpi.federated.robust.coordinates import median_of, sort_clients
-from fedmpi.federated.robust.distances import Distances
 from fedmpi.federated.robust.krum import krum_scores
-from fedmpi.federated.rule import Rule
 from fedmpi.federated.strategy import Cohort
 
 
-class Bulyan(Rule):
+class Bulyan(ByDistances):
     """El Mhamdi et al. 2018 ("The hidden vulnerability of distributed learning in Byzantium").
 
     Krum chooses theta = n - 2f updates one after another, each time among those that are left.
@@ -19,16 +18,11 @@ class Bulyan(Rule):
     are nearest to their median. All clients weigh the same.
     """
 
-    looks = True
     by_coordinate = True
 
     def begin(self, cohort: Cohort, weights: list[float]) -> None:
         super().begin(cohort, weights)
-        self._distances = Distances(len(weights))
         self._chosen: list[int] = []
-
-    def look(self, columns: slice, block: torch.Tensor) -> None:
-        self._distances.add(block)
 
     def combine(self, columns: slice, block: torch.Tensor) -> torch.Tensor:
         if not self._chosen:

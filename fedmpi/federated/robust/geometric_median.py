@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fedmpi.federated.robust.distances import Distances, from_combination
-from fedmpi.federated.rule import Rule
-from fedmpi.federated.strategy import Cohort
+from fedmpi.federated.robust.by_distances import ByDistances
+from fedmpi.federated.robust.distances import from_combination
 
 ITERATIONS = 100
 """Many, as they cost little beside the distances."""
@@ -14,22 +13,13 @@ SMOOTHING = 1e-6
 """Distance below which a client's weight grows no more: nu of the paper, and its value."""
 
 
-class GeometricMedian(Rule):
+class GeometricMedian(ByDistances):
     """The point with the smallest sum of distances from the updates, by the strategy's weights.
 
     Pillutla et al. 2022 ("Robust aggregation for federated learning": the smoothed Weiszfeld
     algorithm). Each of its points is a weighted mean of the updates, so that it is
     enough to follow the weights.
     """
-
-    looks = True
-
-    def begin(self, cohort: Cohort, weights: list[float]) -> None:
-        super().begin(cohort, weights)
-        self._distances = Distances(len(weights))
-
-    def look(self, columns: slice, block: torch.Tensor) -> None:
-        self._distances.add(block)
 
     def weights(self) -> list[float]:
         squared = self._distances.squared()

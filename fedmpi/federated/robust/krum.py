@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedmpi.federated.robust.distances import Distances
-from fedmpi.federated.rule import Rule
-from fedmpi.federated.strategy import Cohort
+from fedmpi.federated.robust.by_distances import ByDistances
 
 
 def krum_scores(squared: torch.Tensor, bad: int) -> torch.Tensor:
@@ -25,21 +23,12 @@ def krum_scores(squared: torch.Tensor, bad: int) -> torch.Tensor:
     return others[:, : max(n - bad - 2, 1)].sum(1)
 
 
-class MultiKrum(Rule):
+class MultiKrum(ByDistances):
     """The mean of the n - f - 2 updates with the lowest scores, all of the same weight.
 
     Blanchard et al. 2017, with the largest number of updates for which Damaskinos et al. 2019
     ("AggregaThor") prove it safe. Among equal scores the lower client goes first.
     """
-
-    looks = True
-
-    def begin(self, cohort: Cohort, weights: list[float]) -> None:
-        super().begin(cohort, weights)
-        self._distances = Distances(len(weights))
-
-    def look(self, columns: slice, block: torch.Tensor) -> None:
-        self._distances.add(block)
 
     def weights(self) -> list[float]:
         scores = krum_scores(self._distances.squared(), self.bad)
