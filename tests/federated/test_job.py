@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ import torch
 
 from fedmpi.config import CommConfig, Recipe
 from fedmpi.errors import RemoteError, UsageError
+from fedmpi.federated import rounds
 from fedmpi.federated.commands import Ready
 from fedmpi.federated.datasets import _home
 from fedmpi.federated.evaluate import batches, evaluate
+from fedmpi.workers.command import Command
 from fedmpi.workers.crew import Crew
 from tests.comm.worlds import World
 from tests.federated import reference
@@ -24,6 +28,31 @@ from tests.federated.lab import bits, config_of, furthest, known, play, play_alo
 OWN = "tests.federated.factories:"
 
 CPU = torch.device("cpu")
+
+
+# ---- the order of messages ----
+
+
+def test_the_commands_of_a_round_go_ahead_of_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    tell_all, send_model = Crew.tell_all, rounds.broadcast
+
+    def telling(self: Crew, ranks: Iterable[int], command: Command, *more: Any) -> None:
+        sent.append(type(command).__name__)
+        tell_all(self, ranks, command, *more)
+
+    def sending(*arguments: Any) -> None:
+        sent.append("the model")
+        send_model(*arguments)
+
+    monkeypatch.setattr(Crew, "tell_all", telling)
+    monkeypatch.setattr(rounds, "broadcast", sending)
+    play_alone(config_of(tmp_path, 2, rounds=2, fraction=1.0), 2)
+    first = sent.index("Broadcast")
+    each = ["Broadcast", "Train", "Train", "ReduceSum", "Report", "the model"]
+    assert sent[first : first + 12] == each * 2
 
 
 # ---- against the reference ----

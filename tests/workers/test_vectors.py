@@ -88,6 +88,22 @@ def test_vectors_go_down_and_sums_come_up(world: World, topology: str) -> None:
     world.lead(scenario)
 
 
+def test_nobody_waits_for_its_sum_to_be_taken(world: World) -> None:
+    def scenario(crew: Crew) -> None:
+        route = Route([0, *crew.ranks], "star", 2**19)
+        length = 2**18  # of which no transport keeps a copy
+        for rank in crew.ranks:
+            crew.tell(rank, Fill("s", length))
+            crew.tell(rank, ReduceSum("s", route, length))
+        crew.ask(lambda r: Read(), Journal)
+        total = torch.zeros(length, dtype=torch.int64)
+        reduce_sum(crew.endpoint.transport, route.group, total, "star", 2**19)
+        assert total.unique().tolist() == [sum(crew.ranks)]
+        crew.ask(lambda r: Read(), Journal)
+
+    world.lead(scenario)
+
+
 def test_a_layout_may_change(world: World) -> None:
     def scenario(crew: Crew) -> None:
         for vectors in (
