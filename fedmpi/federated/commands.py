@@ -12,8 +12,9 @@ from fedmpi.data.normalise import Normalisation
 from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
 from fedmpi.federated.device import pick, wire_memory
 from fedmpi.federated.needs import refuse_memory, worker_bytes
+from fedmpi.federated.tally import Tally
 from fedmpi.federated.terms import Terms
-from fedmpi.federated.trainer import Tally, Trainer
+from fedmpi.federated.trainer import Trainer
 from fedmpi.workers.command import Command, Reply, handles
 from fedmpi.workers.program import Program
 from fedmpi.workers.worker import Worker

@@ -16,6 +16,7 @@ from fedmpi.config import COLLUDING, Config
 from fedmpi.config.federated import cohort_size
 from fedmpi.errors import LostRank, UsageError
 from fedmpi.federated.aggregation import ask_sum, receive_sum
+from fedmpi.federated.averaging import Averaging
 from fedmpi.federated.collusion import Collusion
 from fedmpi.federated.commands import Report, Reported
 from fedmpi.federated.detection import Detector, detector_of
@@ -25,7 +26,7 @@ from fedmpi.federated.kept import Block, GiveBlock, PutBlock, SumKept, TrainAndK
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.robust.fltrust import FLTrust
 from fedmpi.federated.robust.rules import rule_of
-from fedmpi.federated.rounds import Averaging, Home, Outcome
+from fedmpi.federated.rounds import Home, Outcome
 from fedmpi.federated.rule import Rule
 from fedmpi.federated.strategy import Cohort, Mean, Strategy
 from fedmpi.workers.crew import Crew

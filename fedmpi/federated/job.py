@@ -15,10 +15,12 @@ from fedmpi.config import Config, DataConfig
 from fedmpi.data.shard import Batch
 from fedmpi.errors import UsageError
 from fedmpi.federated.attacks import appoint, check_attack
+from fedmpi.federated.averaging import Averaging
 from fedmpi.federated.backdoor import attack_success
 from fedmpi.federated.clipped_gradients import refuse_shared_statistics
 from fedmpi.federated.cohort import cohort_of_round
 from fedmpi.federated.commands import ClientsEvaluated, EvaluateClients
+from fedmpi.federated.cyclic import Cyclic
 from fedmpi.federated.datasets import Dataset, open_dataset
 from fedmpi.federated.device import pick
 from fedmpi.federated.evaluate import Evaluation, evaluate, metric_name
@@ -29,7 +31,7 @@ from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
 from fedmpi.federated.needs import keeps_updates
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet, draw_root
-from fedmpi.federated.rounds import Averaging, Cyclic, Home, Outcome, Rounds
+from fedmpi.federated.rounds import Home, Outcome, Rounds
 from fedmpi.federated.seeds import derive
 from fedmpi.federated.strategies import for_workers, settled
 from fedmpi.federated.strategy import Strategy

@@ -16,7 +16,8 @@ from fedmpi.federated.commands import SUM, TALLIES, TRAINER, Report, Reported, r
 from fedmpi.federated.masker import Masker
 from fedmpi.federated.masks import add_masks
 from fedmpi.federated.neighbours import neighbourhood
-from fedmpi.federated.trainer import Tally, Trainer
+from fedmpi.federated.tally import Tally
+from fedmpi.federated.trainer import Trainer
 from fedmpi.workers.command import Answer, Command, Reply, handles
 from fedmpi.workers.worker import Worker
 

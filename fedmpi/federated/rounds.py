@@ -1,4 +1,4 @@
-"""The two kinds of round: updates that are averaged, and a model that moves along.
+"""What the two kinds of round share: `averaging` and `cyclic`.
 
 Both send all their commands ahead and wait once. They change the owner's model in place
 and say what happened; nothing here evaluates, writes or prints.
@@ -11,27 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
-from statistics import fmean
 from typing import Any
 
 import torch
 
 from fedmpi.comm.collective import broadcast
 from fedmpi.config import Config
-from fedmpi.errors import FedMPIError, SpoiledError, UsageError
-from fedmpi.federated.aggregation import Asked, aggregation_of
-from fedmpi.federated.commands import MODEL, Hop, Report, Reported, Train
+from fedmpi.errors import FedMPIError, SpoiledError
+from fedmpi.federated.commands import MODEL, Reported
 from fedmpi.federated.device import wire_memory
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.metrics import ClientScore, Excluded
-from fedmpi.federated.privacy import privacy_of
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.root_set import RootSet
-from fedmpi.federated.strategy import Cohort, Mean, Strategy
-from fedmpi.federated.terms import Terms
-from fedmpi.federated.trainer import LOSS_UNIT, Tally
-from fedmpi.federated.update import UPDATE
+from fedmpi.federated.tally import LOSS_UNIT, Tally
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.vectors import Broadcast, Route, route_over
 from fedmpi.workers.worker import OWNER
@@ -290,146 +283,6 @@ class Rounds(ABC):
                 f"({self.config.federated.dropout:g}) or raise fraction"
             )
         return included, excluded
-
-
-class Averaging(Rounds):
-    """All clients start from the same model, and the strategy gets the mean of their updates."""
-
-    def __init__(
-        self, config: Config, crew: Crew, home: Home, state: FlatState, strategy: Strategy
-    ) -> None:
-        super().__init__(config, crew, home, state)
-        self.strategy = strategy
-        self.aggregation = aggregation_of(config, crew, len(home.rows))
-        self.privacy = privacy_of(config, state.vectors, len(home.rows))
-        if self.privacy and self.strategy.parts():
-            raise UsageError(
-                f"privacy.kind = {config.federated.privacy.kind!r} with strategy "
-                f"{config.federated.strategy.kind}, whose clients send more than their update: "
-                "nothing bounds that"
-            )
-
-    def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
-        clients = sorted(cohort)
-        weights = self.strategy.weights(self._cohort(clients))
-        self._parts = {UPDATE: self.state.numel} | self.strategy.parts()
-        terms = Terms()
-        if self.privacy:
-            weights = [self.privacy.weight] * len(clients)
-            self._parts |= self.privacy.parts()
-            terms = self.privacy.terms(len(clients))
-        self._number = number
-        self._weight_of = dict(zip(clients, weights, strict=True))
-        of_rank = self._by_rank(clients)
-        ranks = list(of_rank)
-        length = sum(self._parts.values())
-        with self.broadcast(ranks, self.strategy.sends()) as route:
-            asked = Asked(number, clients, self.home.rank, ranks, route, length)
-            self.aggregation.prepare(asked)
-            for rank, ids in of_rank.items():
-                shares = [self._weight_of[c] for c in ids]
-                self.crew.tell(rank, Train(number, ids, shares, lr, self._parts, terms))
-            self.aggregation.ask(asked)
-            self.crew.tell_all(ranks, Report())
-        return ranks
-
-    def _receive(self) -> None:
-        self.aggregation.receive(self.wire[0], self._wait)
-
-    def _update(self, cohort: Sequence[int], reports: Sequence[Reported]) -> None:
-        total = self.aggregation.total(reports, cohort).to(self.state.vectors[0].device)
-        self.findings |= self.aggregation.findings
-        self._worker_traffic |= self.aggregation.traffic
-        if self.privacy:
-            self._protect(self._number, total, len(cohort), len(self._weight_of))
-        elif len(cohort) < len(self._weight_of):
-            total.div_(sum(self._weight_of[c] for c in cohort))
-        update, *parts = total.split(list(self._parts.values()))
-        names = list(self._parts)[1:]
-        self.strategy.apply(
-            Mean(update, self._cohort(cohort), dict(zip(names, parts, strict=True)))
-        )
-
-    def exhausted(self) -> str:
-        return self.privacy.exhausted() if self.privacy else ""
-
-    def remarks(self) -> list[str]:
-        return self.privacy.remarks() if self.privacy else []
-
-    def carried(self) -> dict[str, Remembers]:
-        private = {"privacy": self.privacy} if self.privacy else {}
-        return super().carried() | {"strategy": self.strategy} | private
-
-    def _without_clients(self, number: int) -> None:
-        """With privacy nobody is to see that there were none: the model moves by noise alone."""
-        if self.privacy:
-            length = self.state.numel + sum(self.privacy.parts().values())
-            device = self.state.vectors[0].device
-            total = torch.zeros(length, dtype=torch.float64, device=device)
-            self._protect(number, total, 0, 0)
-            self.strategy.apply(Mean(total[: self.state.numel], self._cohort([])))
-
-    def _protect(self, number: int, total: torch.Tensor, included: int, among: int) -> None:
-        assert self.privacy
-        self.privacy.finish(number, total, included, among)
-        self.findings |= self.privacy.findings()
-
-    def _by_rank(self, clients: Sequence[int]) -> dict[int, list[int]]:
-        """The clients of each rank that holds any, by ascending ranks."""
-        of_rank: dict[int, list[int]] = {}
-        for client in clients:
-            of_rank.setdefault(self.home.rank[client], []).append(client)
-        return dict(sorted(of_rank.items()))
-
-    def _cohort(self, clients: Sequence[int]) -> Cohort:
-        rows = [self.home.rows[c] for c in clients]
-        steps = [self.home.steps[c] for c in clients]
-        return Cohort(list(clients), rows, steps, len(self.home.rows))
-
-    @staticmethod
-    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
-        # Workers train at the same time: on average so long, the slowest so long.
-        train = fmean(t.train_seconds for t in tallies)
-        add = fmean(t.sum_seconds for t in tallies)
-        return train, add, max(t.train_seconds + t.sum_seconds for t in tallies)
-
-
-class Cyclic(Rounds):
-    """The model moves: each client trains on from where the one before it stopped.
-
-    Level 1 of the five, known as cyclic weight transfer (Chang et al. 2018, "Distributed
-    deep learning networks among institutions for medical imaging"). Neighbours in the
-    order that live on one worker are one hop.
-    """
-
-    def _send(self, number: int, cohort: Sequence[int], lr: float) -> list[int]:
-        hops = [(r, list(group)) for r, group in groupby(cohort, key=self.home.rank.__getitem__)]
-        stops = [OWNER, *(rank for rank, _ in hops), OWNER]
-        for (rank, clients), source, destination in zip(hops, stops, stops[2:], strict=False):
-            self.crew.tell(rank, Hop(number, clients, lr, source, destination, self.chunk_bytes))
-        ranks = sorted({rank for rank, _ in hops})
-        for rank in ranks:
-            self.crew.tell(rank, Report())
-        self._stage()
-        self._last = stops[-2]
-        self._pass(OWNER, stops[1])
-        return ranks
-
-    def _receive(self) -> None:
-        self._pass(self._last, OWNER)
-
-    def _update(self, cohort: Sequence[int], reports: Sequence[Reported]) -> None:
-        self.state.load(self.wire)
-
-    def _pass(self, source: int, destination: int) -> None:
-        transport = self.crew.endpoint.transport
-        broadcast(transport, [source, destination], self.wire, "star", self.chunk_bytes)
-
-    @staticmethod
-    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
-        # Workers train one after another.
-        train, add = sum(t.train_seconds for t in tallies), sum(t.sum_seconds for t in tallies)
-        return train, add, train + add
 
 
 def _spoiled(config: Config, number: int, excluded: list[Excluded], included: int) -> str:

@@ -20,7 +20,7 @@ from fedmpi.federated.masking import MASKED, Agree, MaskSum, Unmask, Unmasked
 from fedmpi.federated.masks import add_masks
 from fedmpi.federated.neighbours import Neighbourhood, neighbourhood
 from fedmpi.federated.shamir import share
-from fedmpi.federated.trainer import Tally
+from fedmpi.federated.tally import Tally
 from fedmpi.spdz.stream import new_key
 from fedmpi.study.replay import Answered, Played
 from fedmpi.workers.command import Command, Reply, decode_command

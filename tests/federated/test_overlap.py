@@ -12,9 +12,9 @@ import pytest
 from fedmpi.config import AggregationConfig, DetectConfig, PrivacyConfig
 from fedmpi.errors import FedMPIError
 from fedmpi.federated import job as job_module
+from fedmpi.federated.averaging import Averaging
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
-from fedmpi.federated.rounds import Averaging
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
 from tests.comm.worlds import World
