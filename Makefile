@@ -19,8 +19,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 
 export PATH := $(BIN):$(PATH)
-# A crash in C, at a process's end too, prints the Python stack of every thread.
-export PYTHONFAULTHANDLER := 1
 
 # What test runs. A hang inside MPI cannot be interrupted from Python: each part has a limit outside.
 TESTS ?= tests

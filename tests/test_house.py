@@ -26,11 +26,11 @@ ROOMS = (
     "models",
 )
 """From the top of the house to the bottom."""
-LEAVES = ("config", "errors", "torchvision_compat")
+LEAVES = ("config", "decoding", "errors", "torchvision_compat")
 """Below all rooms, and importable by each of them; `errors` is the lowest."""
 
 HEIGHT = {room: len(ROOMS) - i for i, room in enumerate(ROOMS)}
-HEIGHT |= {"config": 0, "torchvision_compat": 0, "errors": -1, "__init__": -1}
+HEIGHT |= {"config": 0, "torchvision_compat": 0, "errors": -1, "decoding": -1, "__init__": -1}
 
 
 def room_of(path: Path, package: Path) -> str:

@@ -112,7 +112,7 @@ def test_children_see_no_launcher_of_ours(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nothing_outlives_the_limit(launcher: Launcher) -> None:
     script = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        "print(os.getpid(), flush=True); time.sleep(600)"
+        "os.write(1, b'%d\\n' % os.getpid()); time.sleep(600)"
     )
     started = time.monotonic()
     with pytest.raises(TimedOut, match=r"still running after 4 s: .*mpirun -n 3") as caught:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
+from fedmpi.decoding import msgpack_decoder
 from fedmpi.errors import FedMPIError
 
 INLINE_BYTES = 4096
@@ -109,7 +110,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Header)
+_decoder = msgpack_decoder(Header)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import tomli_w
 
 from fedmpi.config.checks import nearest
 from fedmpi.config.tree import Config
+from fedmpi.decoding import converted
 from fedmpi.errors import UsageError
 
 
@@ -68,7 +69,7 @@ def from_mapping(table: dict[str, Any], where: str) -> Config:
     """
     _refuse_unknown_keys(table, Config, where)
     try:
-        return msgspec.convert(table, Config)
+        return converted(table, Config)
     except msgspec.ValidationError as error:
         what, _, key = str(error).rstrip("`").partition(" - at `$.")
         raise UsageError(f"{where}: {key}: {what}{_choices(table, key)}") from None

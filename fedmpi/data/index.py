@@ -13,6 +13,7 @@ from fedmpi.config import Recipe
 from fedmpi.data.files import atomic, reason
 from fedmpi.data.normalise import Normalisation
 from fedmpi.data.source import Task
+from fedmpi.decoding import from_json
 from fedmpi.errors import DataError, UsageError
 
 FORMAT = "fedmpi-index"
@@ -126,7 +127,7 @@ def read_index(folder: str | Path) -> Index:
     except OSError as error:
         raise DataError(f"cannot read {path}: {reason(error)}") from error
     try:
-        header = msgspec.json.decode(text, type=_Header)
+        header = from_json(text, _Header)
         if header.format != FORMAT:
             raise DataError(f"{path}: expected the format {FORMAT!r}, found {header.format!r}")
         if not 1 <= header.version <= VERSION:
@@ -134,7 +135,7 @@ def read_index(folder: str | Path) -> Index:
                 f"{path}: expected version {VERSION} or older, found version {header.version}; "
                 f"read it with the FedMPI that wrote it ({header.created_by})"
             )
-        index = msgspec.json.decode(text, type=Index)
+        index = from_json(text, Index)
     except DataError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmpi.data.files import reading
 from fedmpi.data.hdf5 import create, open_checked, plain_dataset
+from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.federated.remembered import State
 from fedmpi.federated.tensor_file import as_array, dtype_name, put_tensors, read_tensors
@@ -106,6 +107,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _about(file: h5py.File, path: Path) -> About:
     dataset = plain_dataset(file, ABOUT)
     try:
-        return msgspec.json.decode(dataset[()].tobytes(), type=About)
+        return from_json(dataset[()].tobytes(), About)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: /{ABOUT}: {error}") from None

@@ -16,6 +16,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.decoding import from_msgpack
 from fedmpi.federated.ckks import Key, joined, serialised, smudged
 from fedmpi.federated.ckks_parameters import Parameters
 from fedmpi.federated.fixed_point import RESOLUTION, real
@@ -74,7 +75,7 @@ def take(endpoint: Endpoint, source: int, expected: Sent, count: int) -> list[to
     """
     frame = endpoint.receive(Channel.PEER, source)
     try:
-        sent = msgspec.msgpack.decode(frame.message, type=Sent)
+        sent = from_msgpack(frame.message, Sent)
     except UNREADABLE as error:
         raise ProtocolError(f"rank {source} did not send its {expected.what}: {error}") from None
     if sent != expected or len(frame.tensors) != count:

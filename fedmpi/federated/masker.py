@@ -19,6 +19,7 @@ import torch
 
 from fedmpi.comm.endpoint import Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.decoding import from_msgpack
 from fedmpi.federated.masks import Mask, pair_seed
 from fedmpi.federated.neighbours import Neighbourhood
 from fedmpi.federated.shamir import SECRET_BYTES, SHARE_BYTES, share
@@ -88,7 +89,7 @@ class Masker:
         hood, source = self.hood, frame.source
         here = f"to rank {self.rank} in round {hood.round}, attempt {hood.attempt}"
         try:
-            header = msgspec.msgpack.decode(frame.message, type=Dealt)
+            header = from_msgpack(frame.message, Dealt)
         except UNREADABLE as error:
             raise ProtocolError(f"rank {source} dealt no shares {here}: {error}") from None
         if (header.round, header.attempt) != (hood.round, hood.attempt):

@@ -60,9 +60,9 @@ def refuse_memory(transport: Transport, needed: int) -> None:
     share = available_memory() // ranks
     if needed > share:
         raise UsageError(
-            f"rank {transport.rank} needs about {_mib(needed)} of memory for its clients, and "
-            f"{_mib(share)} are free for each of the {ranks} ranks of its node: use fewer ranks on "
-            "a node, a smaller fraction of the clients, or a smaller model"
+            f"rank {transport.rank} needs about {_size(needed)} of memory for its clients, and "
+            f"{_size(share)} are free for each of the {ranks} ranks of its node: use fewer ranks "
+            "on a node, a smaller fraction of the clients, or a smaller model"
         )
 
 
@@ -85,15 +85,17 @@ def refuse_disk(config: Config, model: nn.Module) -> None:
     """
     out = Path(config.out).absolute()
     there = next(path for path in (out, *out.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    disk = shutil.disk_usage(there)
+    if not disk.total:
+        return  # no disk at all, as /proc: who makes the folder will say so
     keep = config.checkpoint.keep + 1 if _writes_checkpoints(config) else 0
     state = model.state_dict().values()
     state_bytes, numel = sum(t.nbytes for t in state), sum(t.numel() for t in state)
     needed = state_bytes + keep * (state_bytes + _MOMENTS * numel * _SUM_BYTES)
-    if needed > free:
+    if needed > disk.free:
         raise UsageError(
-            f"{out} needs about {_mib(needed)} for the model and {keep} checkpoints, and "
-            f"{_mib(free)} are free: choose another --out, or lower --checkpoint.keep"
+            f"{out} needs about {_size(needed)} for the model and {keep} checkpoints, and "
+            f"{_size(disk.free)} are free: choose another --out, or lower --checkpoint.keep"
         )
 
 
@@ -113,5 +115,5 @@ def _meminfo() -> int:
     return 0
 
 
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**10:,.0f} KiB"

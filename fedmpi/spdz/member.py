@@ -23,6 +23,7 @@ from fedmpi.comm.endpoint import Channel, Endpoint, Frame
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.kept_memory import keep_memory
 from fedmpi.comm.time_slice import ask_for_short_turns
+from fedmpi.decoding import from_msgpack, msgpack_decoder
 from fedmpi.errors import FedMPIError
 from fedmpi.spdz.stream import Stream, new_key
 from fedmpi.workers.command import Command, handles
@@ -163,7 +164,7 @@ class Party(Member):
         self.endpoint.send(self.next, Channel.PEER, Blind(key))
         frame = self.endpoint.receive(Channel.PEER, self.previous)
         try:
-            theirs = msgspec.msgpack.decode(frame.message, type=Blind).key
+            theirs = from_msgpack(frame.message, Blind).key
         except UNREADABLE as error:
             raise ProtocolError(f"rank {self.previous} sent no key: {error}") from None
         self._added, self._taken = Stream(key), Stream(theirs)
@@ -299,7 +300,7 @@ def _give_up(number: int, numbers: int, why: str) -> None:
 abandoned.append(_give_up)
 
 
-_decoder = msgspec.msgpack.Decoder(Opening | GivenUp)
+_decoder = msgpack_decoder(Opening | GivenUp)
 
 
 def _decode(frame: Frame) -> Opening | GivenUp:

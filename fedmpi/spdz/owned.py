@@ -12,6 +12,7 @@ import torch
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.decoding import from_msgpack
 from fedmpi.spdz.fixed_point import encode
 from fedmpi.spdz.stream import Stream, new_key
 from fedmpi.workers.command import Command, handles
@@ -102,7 +103,7 @@ def take_share(worker: Worker, command: TakeShare, tensors: list[torch.Tensor]) 
     """Waits for the worker whose data it is."""
     frame = worker.endpoint.receive(Channel.PEER, command.source)
     try:
-        part = msgspec.msgpack.decode(frame.message, type=Part)
+        part = from_msgpack(frame.message, Part)
     except UNREADABLE as error:
         raise ProtocolError(f"rank {command.source} sent no share: {error}") from None
     if part.refusal:

@@ -7,11 +7,11 @@ party, and subtracts what it draws from the one that it has in common with the p
 
 from __future__ import annotations
 
-import msgspec
 import torch
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.decoding import from_msgpack
 from fedmpi.spdz.member import Party, member
 from fedmpi.workers.command import Answer, Command, handles
 from fedmpi.workers.objects import NoSuchObject, Refused
@@ -96,7 +96,7 @@ def take_sum(worker: Worker, command: TakeSum, tensors: list[torch.Tensor]) -> N
     for rank in command.parties:
         frame = worker.endpoint.receive(Channel.PEER, rank)
         try:
-            given = msgspec.msgpack.decode(frame.message, type=Given)
+            given = from_msgpack(frame.message, Given)
         except UNREADABLE as error:
             raise ProtocolError(f"rank {rank} sent no share: {error}") from None
         refusal = refusal or given.refusal

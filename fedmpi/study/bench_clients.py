@@ -27,6 +27,7 @@ from fedmpi.config import Config
 from fedmpi.data.files import atomic, reason
 from fedmpi.data.normalise import Normalisation
 from fedmpi.data.shard import ShardArrays, shard_from_arrays
+from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.federated.evaluate import BATCH, batches, evaluate
 from fedmpi.federated.flat_state import FlatState
@@ -203,7 +204,7 @@ def read(path: Path) -> Costs:
         DataError: the file cannot be read, or is not one of these.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Costs)
+        return from_json(path.read_bytes(), Costs)
     except OSError as error:
         raise DataError(f"{path}: {reason(error)}") from None
     except msgspec.MsgspecError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from fedmpi.data.files import reason
+from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.study.cost_model import Link, Machine, terms
 
@@ -104,7 +105,7 @@ def read_comm(path: Path) -> Comm:
         DataError: it cannot be read, or is not what `bench comm` writes.
     """
     try:
-        comm = msgspec.json.decode(path.read_bytes(), type=Comm)
+        comm = from_json(path.read_bytes(), Comm)
     except OSError as error:
         raise DataError(f"{path}: {reason(error)}") from None
     except msgspec.MsgspecError as error:

@@ -18,9 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from fedmpi.data.files import reason
+from fedmpi.decoding import converted
 from fedmpi.errors import DataError, FedMPIError, UsageError
 from fedmpi.federated.metrics import ClientMetrics, ClientScore, RoundMetrics
 
@@ -160,7 +159,7 @@ def read_metrics(path: Path) -> list[RoundMetrics]:
     rounds = []
     for number, line in enumerate(lines, start=1):
         try:
-            rounds.append(msgspec.convert(json.loads(line), RoundMetrics))
+            rounds.append(converted(json.loads(line), RoundMetrics))
         except ValueError as error:  # not JSON, not UTF-8, or not a round
             if number == len(lines) and not line.endswith(b"\n"):
                 warnings.warn(f"{path}, line {number} is cut off: left out", stacklevel=2)

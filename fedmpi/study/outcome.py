@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from fedmpi.data.files import atomic, reason
+from fedmpi.decoding import from_json
 from fedmpi.errors import DataError, FedMPIError
 from fedmpi.federated.metrics import LostWorker, RoundMetrics
 
@@ -61,7 +62,7 @@ def read_outcome(path: Path) -> RunOutcome | None:
         DataError: the file cannot be read, or is damaged.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunOutcome)
+        return from_json(path.read_bytes(), RunOutcome)
     except FileNotFoundError:
         return None
     except OSError as error:

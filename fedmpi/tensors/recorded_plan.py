@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import DTYPES, UNREADABLE
+from fedmpi.decoding import from_msgpack
 from fedmpi.errors import DataError, FedMPIError, UsageError
 from fedmpi.tensors.batch_size import Growing, Whole
 from fedmpi.tensors.code import code_of
@@ -157,7 +158,7 @@ class RecordedPlan:
                 operator that is not on the list.
         """
         try:
-            content = msgspec.msgpack.decode(Path(path).read_bytes(), type=_File)
+            content = from_msgpack(Path(path).read_bytes(), _File)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
         except UNREADABLE as error:

@@ -24,6 +24,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.decoding import msgpack_decoder
 from fedmpi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def entry_of(command: Command) -> Entry:
 
 @cache
 def _decoder() -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(Union[Stop, *_handlers])
+    return msgpack_decoder(Union[Stop, *_handlers])
 
 
 def decode_command(message: msgspec.Raw) -> Command:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-import msgspec
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.signals import SIGNALS
+from fedmpi.decoding import msgpack_decoder
 from fedmpi.errors import LostRank, RemoteError
 from fedmpi.workers.command import Command, Failure, Reply, Signalled, Stop, entry_of
 from fedmpi.workers.vigil import Vigil
@@ -74,7 +74,7 @@ class Crew:
         for rank in ranks:
             frame = self.endpoint.receive(Channel.REPLY, rank)
             try:
-                reply = msgspec.msgpack.decode(frame.message, type=kind | Failure)
+                reply = msgpack_decoder(kind | Failure).decode(frame.message)
             except UNREADABLE as error:
                 raise ProtocolError(
                     f"rank {rank} did not answer with {kind.__name__}: {error}"
@@ -134,7 +134,7 @@ class Crew:
         frame = self.endpoint.poll(Channel.ALARM)
         if frame is None:
             return
-        alarm = msgspec.msgpack.decode(frame.message, type=Failure | Signalled)
+        alarm = msgpack_decoder(Failure | Signalled).decode(frame.message)
         if isinstance(alarm, Failure):
             raise _remote_error(frame.source, alarm)
         SIGNALS.told(frame.source, alarm.name)

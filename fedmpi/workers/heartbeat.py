@@ -18,6 +18,7 @@ import msgspec
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.rank_log import LOG, RANK_LOG
+from fedmpi.decoding import from_msgpack
 from fedmpi.errors import FedMPIError, LostRank
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Heartbeat:
             self._wait = waits, now
         while (frame := self.endpoint.poll(Channel.BEAT, OWNER)) is not None:
             self._unheard = 0.0
-            ping = msgspec.msgpack.decode(frame.message, type=Ping)
+            ping = from_msgpack(frame.message, Ping)
             self.keep_limit(ping.limit)
             if ping.kill:
                 LOG.warning("rank %d is silent: ended for the owner", ping.kill)

@@ -12,6 +12,7 @@ import torch
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import ProtocolError
 from fedmpi.comm.threads import Aborted
+from fedmpi.decoding import from_msgpack
 from fedmpi.errors import FedMPIError
 from fedmpi.workers.command import Answer, Command, Reply, handles
 from fedmpi.workers.objects import NoSuchObject, ObjectStore, Refused
@@ -335,7 +336,7 @@ def give(worker: Worker, command: Give, tensors: list[torch.Tensor]) -> None:
 def take(worker: Worker, command: Take, tensors: list[torch.Tensor]) -> None:
     """Waits for the other worker."""
     frame = worker.endpoint.receive(Channel.PEER, command.source)
-    given = msgspec.msgpack.decode(frame.message, type=Given)
+    given = from_msgpack(frame.message, Given)
     if given.refusal:
         worker.objects.lose([command.key], given.refusal)
         raise NoSuchObject(worker.rank, command.key, given.refusal)

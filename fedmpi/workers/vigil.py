@@ -12,10 +12,9 @@ import faulthandler
 import time
 from typing import Literal
 
-import msgspec
-
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.rank_log import LOG, RANK_LOG
+from fedmpi.decoding import from_msgpack
 from fedmpi.errors import FedMPIError, SilentRank
 from fedmpi.workers.heartbeat import FIRST_LIMIT, LONGEST_TICK, Ping, Pong
 
@@ -113,7 +112,7 @@ class Vigil:
         while (frame := self.endpoint.poll(Channel.BEAT)) is not None:
             self._heard_at[frame.source] = self._awake
             self._unanswered.discard(frame.source)
-            self._pongs[frame.source] = msgspec.msgpack.decode(frame.message, type=Pong)
+            self._pongs[frame.source] = from_msgpack(frame.message, Pong)
 
     def _ask(self, limit: float) -> None:
         self._pinged_at = self._awake

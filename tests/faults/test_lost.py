@@ -204,7 +204,10 @@ def test_a_hung_worker(openmpi: Launcher, shards: Path, there: Path, kind: str) 
     assert ("in reach" in stack) == (kind == "sleep"), stack
 
 
-@pytest.mark.parametrize("name", sorted(launchers()))
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "mpich" else pytest.param(n, marks=pytest.mark.long) for n in sorted(launchers())],
+)
 def test_a_hung_worker_without_ulfm(shards: Path, there: Path, name: str) -> None:
     env = {"FAULTS": "2:train:30", "KIND": "stop"}
     job = arguments(shards, "--name=it", "--silence-seconds=3")

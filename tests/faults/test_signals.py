@@ -81,7 +81,7 @@ def test_mpirun_forwards_it(launcher: Launcher, running, here: Path) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_one_rank(launcher: Launcher, running, here: Path, rank: int) -> None:
     with running(launcher) as job:
         job.wait_for_round(here / "runs" / "it")
@@ -91,7 +91,7 @@ def test_one_rank(launcher: Launcher, running, here: Path, rank: int) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("scaffold", marks=pytest.mark.long)])
 def test_a_long_round_is_given_up(running, here: Path, strategy: str) -> None:
     """The state after the round before is what is left; of SCAFFOLD the newest checkpoint."""
     options = ["--model=slow:slow", f"--strategy.kind={strategy}", "--checkpoint.every-rounds=1"]

@@ -63,7 +63,9 @@ def test_a_job_that_does_not_fit_into_memory(
     with pytest.raises(RemoteError) as caught:
         play_alone(config_of(tmp_path, 2, DIGITS, model="2nn", fraction=1.0), 2)
     told = str(caught.value)
-    assert re.search(r"rank 1 needs about \d MiB of memory for its clients, and 1 MiB are", told)
+    assert re.search(
+        r"rank 1 needs about [\d,]+ KiB of memory for its clients, and 1,024 KiB are", told
+    )
     assert "free for each of the 3 ranks of its node: use fewer ranks on a node" in told
     assert caught.value.exit_status == 2
 
@@ -75,7 +77,7 @@ def test_a_run_that_does_not_fit_on_the_disk(
     config = Config(out=str(out), checkpoint=CheckpointConfig(keep=4))
     model = nn.Linear(1023, 1024)
     refuse_disk(config, model)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * MIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * MIB, total=1))
     with pytest.raises(UsageError, match=r"needs about 104 MiB for the model and 5 checkpoints"):
         refuse_disk(config, model)
     refuse_disk(Config(out=str(out), checkpoint=CheckpointConfig(keep=3)), model)

@@ -11,7 +11,14 @@ from tests.torture.cases import KINDS, draw
 pytestmark = pytest.mark.launch
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS)))
+QUICK = ("kill", "raise", "corrupt")
+"""Kinds that every run of the tests has; the others are marked long."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [k if k in QUICK else pytest.param(k, marks=pytest.mark.long) for k in sorted(set(KINDS))],
+)
 def test_a_run_with_a_fault_ends_right(kind: str) -> None:
     full_disks = can_mount()
     if kind == "fill" and not full_disks:

@@ -23,6 +23,7 @@ import tomli_w
 
 from fedmpi.config import Config, from_toml, require, require_choice
 from fedmpi.data.files import atomic, reason
+from fedmpi.decoding import converted
 from fedmpi.errors import UsageError
 
 Kind = Literal["strong", "weak"]
@@ -125,7 +126,7 @@ class StudyFolder:
         """
         try:
             table = tomllib.loads(self.study.read_text(encoding="utf-8"))
-            study = msgspec.convert(table, Study)
+            study = converted(table, Study)
         except OSError as error:
             raise UsageError(
                 f"cannot read {self.study}: {reason(error)}: `scaling.py write` makes a study"
