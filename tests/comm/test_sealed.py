@@ -36,13 +36,15 @@ def test_what_arrives_is_what_was_sent(world: World, monkeypatch: pytest.MonkeyP
         into = [torch.zeros(n, dtype=torch.uint8) for n in lengths]
         receives = [transport.receive_buffer(buffer, left, BUFFERS) for buffer in into]
         sends = [transport.send_buffer(numbered(n), right, BUFFERS) for n in lengths]
-        sends += [transport.send_note(b"x" * n, right, NOTES) for n in lengths]
+        notes = [transport.send_note(b"x" * n, right, NOTES) for n in lengths]
         for transfer in (*receives, *sends):
             transport.finish(transfer)
         assert [b.tolist() for b in into] == [numbered(n).tolist() for n in lengths]
         for n in lengths:
             sender, note = transport.wait(lambda: transport.poll_note(ANY, NOTES, 70_001))
             assert (sender, note) == (left, b"x" * n)
+        for transfer in notes:  # a long one leaves when it is received
+            transport.finish(transfer)
 
     world.run(scenario)
 
