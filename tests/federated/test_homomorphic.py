@@ -145,7 +145,8 @@ def test_a_round_without_the_adder_or_the_key_holders(way: dict[str, Any]) -> No
 def test_a_job_is_close_to_the_one_in_the_clear_in_every_world(world: World, folder: Path) -> None:
     def scenario(crew: Crew) -> None:
         workers = len(crew.ranks)
-        clear = config_of(folder, workers)
+        # One round: in a second one an activation that lies within the error of 0 may change sides.
+        clear = config_of(folder, workers, rounds=1)
         expected = play_alone(clear, workers)
         ways: list[dict[str, Any]] = [{}]
         if workers > 1:
@@ -169,20 +170,21 @@ def test_the_job_to_copy_can_be_read() -> None:
 
 @pytest.mark.parametrize("model", ["mixed", "batch_norm"])
 def test_counters_and_other_dtypes(tmp_path: Path, model: str) -> None:
-    clear = config_of(tmp_path, 2, model=f"tests.federated.factories:{model}", batch_size=9)
+    factory = f"tests.federated.factories:{model}"
+    clear = config_of(tmp_path, 2, model=factory, batch_size=9, rounds=1)
     secure = AggregationConfig(kind="ckks", **QUICK)
     config = replace(clear, federated=replace(clear.federated, secure=secure))
     played, expected = play_alone(config, 2), play_alone(clear, 2)
-    assert furthest(played.model, expected.model) < 1e-2 if model == "mixed" else 1e-5
+    assert furthest(played.model, expected.model) < (1e-2 if model == "mixed" else 1e-5)
 
 
 def test_a_client_that_is_left_out(tmp_path: Path, spoiled: Recipe) -> None:
     """As in the clear: its worker leaves it out of what it encrypts."""
-    clear = config_of(tmp_path, 3, spoiled, fraction=1.0, mode="scatter")
+    clear = config_of(tmp_path, 3, spoiled, fraction=1.0, mode="scatter", rounds=1)
     secure = AggregationConfig(kind="ckks", **QUICK)
     config = replace(clear, federated=replace(clear.federated, secure=secure))
     played, expected = play_alone(config, 3), play_alone(clear, 3)
-    assert [[e.client for e in m.excluded] for m in played.rounds] == [[BAD], [BAD]]
+    assert [[e.client for e in m.excluded] for m in played.rounds] == [[BAD]]
     assert [m.excluded for m in played.rounds] == [m.excluded for m in expected.rounds]
     assert furthest(played.model, expected.model) < 1e-6
 
