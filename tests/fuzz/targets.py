@@ -6,6 +6,7 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,9 @@ class HostileShard(Target):
         self._path.write_bytes(self._good)
         with h5py.File(self._path, "r+") as file:
             for _ in range(drawn.randint(1, 2)):
-                drawn.choice(HARM)(file, drawn)
+                # A second harm may find nothing where the first has been.
+                with suppress(KeyError, OSError, RuntimeError, ValueError, TypeError):
+                    drawn.choice(HARM)(file, drawn)
         digest = hashlib.sha256(self._path.read_bytes()).hexdigest()
         first = replace(self._index.shards[0], sha256=digest)
         save_index(replace(self._index, shards=[first, *self._index.shards[1:]]), self.folder)
