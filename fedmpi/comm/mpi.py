@@ -262,8 +262,9 @@ class MpiTransport(Transport):
     def abort(self, status: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come in between
         time.sleep(SECONDS_TO_FORWARD)
-        if self.survives:
-            self._members.kill_all()
+        if self.survives and self._members.kill_all():
+            # After an Abort as well, mpirun was seen to end with 0 in every second job.
+            os._exit(status)
         self._mpi.COMM_WORLD.Abort(status)
 
     def library(self) -> str:

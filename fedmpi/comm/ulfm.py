@@ -163,11 +163,17 @@ class Members:
 
         wait_until(parted, spin=False)
 
-    def kill_all(self) -> None:
-        """Ends all others of this node: in this mode `Abort` was seen to leave some behind."""
+    def kill_all(self) -> bool:
+        """Ends all others of this node: in this mode `Abort` was seen to leave some behind.
+
+        Returns:
+            Whether nobody is left elsewhere.
+        """
+        elsewhere = False
         for rank in self._ranks:
             with contextlib.suppress(ProcessLookupError):
-                self.kill(rank)
+                elsewhere |= not self.kill(rank) and rank != self._me
+        return not elsewhere
 
     def kill(self, rank: int) -> bool:
         """Ends the process of another rank at once, if it is on this node; whether it is."""
