@@ -104,6 +104,11 @@ class _RandomOperators(TorchDispatchMode):
 
     seen: bool = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler, which takes 0.6 s, to keep it away from here."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -80,7 +80,7 @@ def epochs_of(name: str) -> tuple[dict[str, Callable[[], object]], int]:
     resident = model()
     count = stack_size("auto", sum(p.nbytes for p in resident.parameters()), clients=100)
     try:
-        stack = ClientStack(list(resident.parameters()), programs, count, (x[:1], y[:1]))
+        stack = ClientStack(resident, programs, count, (x[:1], y[:1]))
     except NotStackable:
         return runs, 1
     clients, seeds = [(x, y)] * count, list(range(count))

@@ -41,6 +41,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"dropout": 0.25},
     "masked": {"dropout": 0.25, "secure": {"kind": "shares"}},
+    "momentum": {"momentum": 0.5, "weight_decay": 0.01, "strategy": {"kind": "fedprox"}},
     "scaffold": {"strategy": {"kind": "scaffold"}},
     "fedyogi": {"strategy": {"kind": "fedyogi"}},
     "central": {"privacy": {"kind": "central", "noise_multiplier": 1.0}, "sampling": "poisson"},

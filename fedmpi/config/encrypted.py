@@ -24,9 +24,8 @@ class SecureConfig:
     """auto: cross-entropy, or for regression the mean squared error; bce: one logistic regression
     for each class; mse: of the outputs and one-hot labels."""
     optimizer: str = "SGD"
-    """A class of torch.optim; it gets the learning rate, and the momentum if there is one."""
-    momentum: float = 0.0
-    """Of the optimiser."""
+    """A class of torch.optim; it gets the learning rate, and [federated] momentum and weight_decay
+    if they are not 0."""
     activation: Activation = "model"
     """What stands in place of ReLU, sigmoid and tanh: a polynomial of degree 3 near the sigmoid,
     or the square; model: nothing does."""
@@ -51,7 +50,6 @@ class SecureConfig:
         )
         require(8 <= self.bits <= 24, "bits", self.bits, "8 to 24 fractional bits")
         require_choice("loss", self.loss, Loss)
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more, below 1")
         require_choice("activation", self.activation, Activation)
         require_choice("pooling", self.pooling, Pooling)
         require_choice("learns", self.learns, Literal["model", "metric"])

@@ -42,6 +42,10 @@ class FederatedConfig:
     """B: rows of a local step; full: all rows of the client (encrypted: all there are)."""
     lr: float = 0.2
     """Learning rate of local SGD."""
+    momentum: float = 0.0
+    """Of local SGD; every client begins a round at rest."""
+    weight_decay: float = 0.0
+    """L2 penalty of local SGD: that times the weights is added to the gradient."""
     lr_decay: float = 1.0
     """Factor on the learning rate after every round."""
     eval_every: int = 1
@@ -93,6 +97,10 @@ class FederatedConfig:
             "lr",
             self.lr,
             "a number above 0 and at most 1e6",
+        )
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "0 or more, below 1")
+        require(
+            0 <= self.weight_decay <= 1e6, "weight_decay", self.weight_decay, "a number, 0 to 1e6"
         )
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "a factor above 0 and at most 1")
         require(

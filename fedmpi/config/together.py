@@ -35,6 +35,7 @@ def refuse_together(config: Config) -> None:
     _colluding(config)
     _secure(config)
     _private(config)
+    _variates(config)
 
 
 def _own_code(config: Config) -> None:
@@ -266,6 +267,15 @@ def _secure(config: Config) -> None:
                     f"secure.{name} = {value!r} with secure.kind = {secure.kind!r}, {why[kind]}: "
                     "leave it out"
                 )
+
+
+def _variates(config: Config) -> None:
+    federated = config.federated
+    if federated.strategy.kind == "scaffold" and federated.momentum:
+        raise UsageError(
+            f"momentum = {federated.momentum:g} with strategy scaffold, which takes what a client "
+            "moved for the sum of its gradients: leave one of the two out"
+        )
 
 
 def _steps(federated: FederatedConfig) -> dict[Any, str]:

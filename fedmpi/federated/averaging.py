@@ -11,6 +11,7 @@ from fedmpi.config import Config
 from fedmpi.errors import UsageError
 from fedmpi.federated.aggregation import Asked, aggregation_of
 from fedmpi.federated.commands import Report, Reported, Train
+from fedmpi.federated.descent import Descent
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.privacy import privacy_of
 from fedmpi.federated.remembered import Remembers
@@ -30,6 +31,7 @@ class Averaging(Rounds):
     ) -> None:
         super().__init__(config, crew, home, state)
         self.strategy = strategy
+        self._descent = Descent(config.federated.momentum)
         self.aggregation = aggregation_of(config, crew, len(home.rows))
         self.privacy = privacy_of(config, state.vectors, len(home.rows))
         if self.privacy and self.strategy.parts():
@@ -113,7 +115,7 @@ class Averaging(Rounds):
 
     def _cohort(self, clients: Sequence[int]) -> Cohort:
         rows = [self.home.rows[c] for c in clients]
-        steps = [self.home.steps[c] for c in clients]
+        steps = [self._descent.reach(self.home.steps[c]) for c in clients]
         return Cohort(list(clients), rows, steps, len(self.home.rows))
 
     @staticmethod

@@ -18,10 +18,12 @@ from math import prod
 from typing import Literal
 
 import torch
+from torch import nn
 
 from fedmpi.data.shard import Batch
+from fedmpi.federated.descent import PLAIN, Descent
 from fedmpi.federated.local_sgd import batch_sizes
-from fedmpi.federated.training_step import StackedSteps
+from fedmpi.federated.training_step import StackedSteps, trained
 from fedmpi.workers.building import Memory, NotStackable
 from fedmpi.workers.program import Program
 from fedmpi.workers.stacked import Stacked
@@ -43,10 +45,11 @@ class ClientStack:
     """Models of some clients side by side, and their local SGD.
 
     Args:
-        model: the parameters of the worker's resident model, of which every stack begins.
+        model: the worker's resident one, of whose parameters every stack begins.
         programs: of `record_training`.
         most: clients side by side, at least 1.
         row: an x and a y of one row, to try the programs with.
+        descent: what is done with a gradient; the programs have been recorded with it.
 
     Raises:
         NotStackable: the programs cannot be run so.
@@ -54,16 +57,21 @@ class ClientStack:
 
     def __init__(
         self,
-        model: Sequence[torch.Tensor],
+        model: nn.Module,
         programs: Sequence[Program],
         most: int,
         row: Batch,
+        descent: Descent = PLAIN,
     ) -> None:
         self.most = most
-        self._model = [p.detach() for p in model]
+        self._model = [p.detach() for p in model.parameters()]
         self._programs = programs
+        self._descent = descent
         self._models = [_side_by_side(most, p) for p in self._model]
-        self._steps = StackedSteps(programs, self._models)
+        like = [p.detach() for p in trained(model)]
+        self._beside = [[_side_by_side(most, p) for p in like] for _ in range(descent.kinds)]
+        self._states = [*self._models, *(t for kind in self._beside for t in kind)]
+        self._steps = StackedSteps(programs, self._states)
         self._rows = [torch.empty(0), torch.empty(0)]  # of x and y
         self._same: dict[tuple[int, int], bool] = {}
         if not all(p.is_floating_point() for p in self._model):
@@ -92,6 +100,7 @@ class ClientStack:
         self,
         clients: Sequence[Batch],
         seeds: Sequence[int],
+        drifts: Sequence[Sequence[torch.Tensor]] = (),
         *,
         epochs: int,
         batch_size: int | None,
@@ -103,6 +112,7 @@ class ClientStack:
         Args:
             clients: at most `most`, their x float32 [n_k, ...] and y [n_k].
             seeds: of their orders.
+            drifts: what is added to their gradients, by parameter, if the descent drifts.
             epochs: as there.
             batch_size: as there.
             smallest_batch: as there.
@@ -113,11 +123,14 @@ class ClientStack:
         """
         for models, mine in zip(self._models, self._model, strict=True):
             models[: len(clients)].copy_(mine)
+        for k in range(len(clients)):
+            own = [[t[k] for t in kind] for kind in self._beside]
+            self._descent.begin(own, drifts[k] if drifts else ())
         sizes = [batch_sizes(len(y), batch_size, smallest_batch) for _, y in clients]
         total = torch.zeros(len(clients), 1, dtype=torch.float64)
         x, y = self._room(clients)
         orders = [torch.Generator().manual_seed(seed) for seed in seeds]
-        numbers = (-lr,)
+        numbers = self._descent.numbers(-lr)
         schedule: list[Step] = []
         for _ in range(epochs):
             for k, (own_x, own_y) in enumerate(clients):
@@ -197,23 +210,24 @@ class ClientStack:
         draws = torch.Generator().manual_seed(n)
         # As far apart in memory as the clients' own rows.
         x = torch.empty_strided(x.shape, x.stride()).copy_(torch.randn(x.shape, generator=draws))
-        first = [_side_by_side(count, mine) for mine in self._model]
-        alone = [_side_by_side(count, mine) for mine in self._model]
+        first = [_side_by_side(count, state[0]) for state in self._states]
+        alone = [_side_by_side(count, state[0]) for state in self._states]
         for together, apart in zip(first, alone, strict=True):
             together.normal_(std=1 / 32, generator=draws)
             apart.copy_(together)
         total = torch.zeros(count, 1, dtype=torch.float64)
         sums = total.clone()
         program = self._programs[n > 1]
+        numbers = self._descent.numbers(-0.125)
         step = Stacked(program, first, [x, y, total], Memory())
         for _ in range(2):
-            step(x, y, total, (-0.125,))
+            step(x, y, total, numbers)
         for k in range(count):
             own = slice(k, k + 1)
             batch = x[own], y[own], sums[own]
             step = Stacked(program, [p[own] for p in alone], batch, Memory())
             for _ in range(2):
-                step(*batch, (-0.125,))
+                step(*batch, numbers)
         pairs = zip([*first, total], [*alone, sums], strict=True)
         return all(torch.equal(a, b) for a, b in pairs)
 

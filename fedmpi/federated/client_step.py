@@ -1,17 +1,19 @@
 """The small steps that a job puts around a client's training, each of them one idea.
 
-A client's part of a round goes: rows, training, update, sum. A step may change the rows, wrap
-the training step, or change the update; what it does not change stays as it is. The order is
-that of `client_steps`, the same on every worker.
+A client's part of a round goes: rows, training, update, sum. A step may change the rows, bend the
+descent, or change the update; what it does not change stays as it is. The order is that of
+`client_steps`, the same on every worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from fedmpi.config import Config
+from fedmpi.federated.descent import Descent
 from fedmpi.federated.update import Turn, Update
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class ClientStep:
     Attributes:
         remembers: of the class: it keeps something of its clients from round to round, which
             dies with its worker; a job goes on without a worker only if no step does.
+        drifts: of the class: it has a `drift`.
 
     Every random draw of a step comes from (seed, purpose, round, client), see `seeds`.
 
@@ -38,6 +41,7 @@ class ClientStep:
     """
 
     remembers: ClassVar[bool] = False
+    drifts: ClassVar[bool] = False
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -62,9 +66,17 @@ class ClientStep:
         """The rows to train on; x and y are not to be written to."""
         return x, y
 
-    def training(self, turn: Turn, step: TrainStep) -> TrainStep:
-        """What takes the place of the training step for one client."""
-        return step
+    @classmethod
+    def decay(cls, config: Config) -> float:
+        """The weight decay that comes with it: decay times w is added to every gradient."""
+        return 0.0
+
+    def drift(self, turn: Turn) -> torch.Tensor:
+        """What is added to every gradient of a client's turn, float32 [trained parameters].
+
+        Asked for before the turn begins, if the class says that it `drifts`.
+        """
+        raise NotImplementedError
 
     def finish(self, update: Update) -> None:
         """Changes a client's update before it is added up."""
@@ -91,6 +103,11 @@ def client_steps(trainer: Trainer) -> list[ClientStep]:
     return steps
 
 
-def wraps_training(steps: Sequence[ClientStep]) -> bool:
-    """Whether one of the steps puts something around the training step."""
-    return any(type(step).training is not ClientStep.training for step in steps)
+def descent_of(config: Config) -> Descent:
+    """What the clients of a job do with a gradient."""
+    from fedmpi.federated.strategies import strategy_class
+
+    federated = config.federated
+    rule = strategy_class(federated.strategy.kind).client_step
+    decay = federated.weight_decay + (rule.decay(config) if rule else 0.0)
+    return Descent(federated.momentum, decay, rule is not None and rule.drifts)

@@ -16,6 +16,7 @@ from fedmpi.data.index import Index, check_workers, read_index
 from fedmpi.data.plan import Plan, plan
 from fedmpi.data.prepare import clients_in_memory
 from fedmpi.errors import UsageError
+from fedmpi.federated.client_step import descent_of
 from fedmpi.federated.commands import LearnStep, Ready, SetUp, SetUpScattered
 from fedmpi.federated.evaluate import BATCH
 from fedmpi.federated.record_training import record_training
@@ -67,10 +68,11 @@ class Dataset(ABC):
             smallest_batch=models.smallest_batch(model, shape),
         )
 
-    def _settle(self, crew: Crew, model: nn.Module) -> Home:
+    def _settle(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         """Records the training step while the workers open their shards, and hears of them."""
         loss_of = models.task_loss(self.classes)
-        programs = record_training(model, loss_of, self.row_shape, self.classes)
+        descent = descent_of(config)
+        programs = record_training(model, loss_of, self.row_shape, self.classes, descent)
         crew.tell_all(crew.ranks, LearnStep(programs))
         return _home(crew, crew.hear(crew.ranks, Ready))
 
@@ -100,7 +102,7 @@ class ShardedDataset(Dataset):
 
     def set_up_workers(self, config: Config, crew: Crew, model: nn.Module) -> Home:
         crew.tell_all(crew.ranks, self._set_up(config, str(self.folder), model))
-        return self._settle(crew, model)
+        return self._settle(config, crew, model)
 
     def hand_over(self, crew: Crew, shard: int, heir: int) -> None:
         crew.tell(heir, TakeShard(str(self.folder), shard - 1))
@@ -133,7 +135,7 @@ class ScatteredDataset(Dataset):
             crew.tell(rank, command, self._rows_of(rank))
             # One worker's rows at a time: the owner never holds the dataset twice.
             crew.endpoint.flush()
-        return self._settle(crew, model)
+        return self._settle(config, crew, model)
 
     def hand_over(self, crew: Crew, shard: int, heir: int) -> None:
         crew.tell(heir, TakeRows(self.plan.normalisation), self._rows_of(shard))

@@ -14,7 +14,6 @@ from fedmpi.federated.update import Turn
 from fedmpi.spdz.stream import KEY_BYTES, Stream, new_key
 
 if TYPE_CHECKING:
-    from fedmpi.federated.client_step import TrainStep
     from fedmpi.federated.trainer import Trainer
 
 
@@ -63,6 +62,8 @@ class PrivateTurn:
     def __init__(self, of: DpSgd, turn: Turn, key: bytes) -> None:
         federated = of.trainer.config.federated
         self._gradients = of.gradients
+        self._descent = of.trainer.step.descent
+        self._beside = of.trainer.step.beside
         self._probability = sampling_probability(turn.rows, federated.batch_size)
         self._expected = self._probability * turn.rows
         self._steps = of.trainer.local_steps(turn.rows)
@@ -72,32 +73,32 @@ class PrivateTurn:
         self._place = 0
 
     @torch.no_grad()
-    def train(self, step: TrainStep, x: torch.Tensor, y: torch.Tensor) -> None:
+    def train(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """As many steps as `local_sgd` takes, each with a Poisson sample of the rows.
 
         Args:
-            step: `self.step`, or what has been put around it.
             x: float32 [n, ...].
             y: int64 or float32 [n].
         """
-        total = torch.zeros(1, dtype=torch.float64, device=x.device)
         for _ in range(self._steps):
             rows = self.sample(len(x)).to(x.device)
-            step(x.index_select(0, rows), y.index_select(0, rows), total, -self._lr)
+            self.step(x.index_select(0, rows), y.index_select(0, rows), -self._lr)
 
-    def step(self, x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float) -> None:
-        """w = w - lr (sum of clipped gradients + noise) / expected rows of a batch.
+    def step(self, x: torch.Tensor, y: torch.Tensor, step_size: float) -> None:
+        """A descent along (sum of clipped gradients + noise) / expected rows of a batch.
 
-        A batch without rows is noise alone. Nothing is added to the total: the loss of the rows
-        has no noise, and nobody is to know it.
+        A batch without rows is noise alone. There is no loss: that of the rows has no noise, and
+        nobody is to know it.
         """
         sums = self._gradients(x, y)
         lengths = [t.numel() for t in sums]
         noise = gaussian(self._key, self._next_place(), sum(lengths), self._std)
         pieces = noise.to(x.device).split(lengths)
-        for parameter, clipped, piece in zip(self._gradients.parameters, sums, pieces, strict=True):
-            noisy = clipped.add_(piece.view_as(clipped))
-            parameter.add_(noisy, alpha=step_size / self._expected)
+        numbers = self._descent.numbers(step_size)
+        for k, (clipped, piece) in enumerate(zip(sums, pieces, strict=True)):
+            noisy = clipped.add_(piece.view_as(clipped)).div_(self._expected)
+            own = [kind[k] for kind in self._beside]
+            self._descent.take(self._gradients.parameters[k], noisy, own, numbers)
 
     def sample(self, rows: int) -> torch.Tensor:
         """A batch: places of rows, int64 [b], each with the same chance, independently."""

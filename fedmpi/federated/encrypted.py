@@ -97,7 +97,7 @@ class EncryptedJob:
         return model
 
     def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        secure, lr = self.config.secure, self.config.federated.lr
+        secure, federated = self.config.secure, self.config.federated
         kinds = {
             name: kind
             for name, kind in vars(torch.optim).items()
@@ -108,13 +108,15 @@ class EncryptedJob:
                 f"optimizer = {secure.optimizer!r}{nearest(secure.optimizer, kinds)}: expected a "
                 "class of torch.optim"
             )
-        options = {"lr": lr, "momentum": secure.momentum} if secure.momentum else {"lr": lr}
+        chosen = {"momentum": federated.momentum, "weight_decay": federated.weight_decay}
+        chosen = {name: value for name, value in chosen.items() if value}
         make: Callable[..., torch.optim.Optimizer] = kinds[secure.optimizer]
         try:
-            return make(model.parameters(), **options)
+            return make(model.parameters(), lr=federated.lr, **chosen)
         except TypeError as error:
             raise UsageError(
-                f"optimizer = {secure.optimizer!r} with momentum = {secure.momentum:g}: {error}"
+                f"optimizer = {secure.optimizer!r} with "
+                f"{', '.join(f'{name} = {value:g}' for name, value in chosen.items())}: {error}"
             ) from None
 
     def _rehearse(self) -> None:

@@ -49,6 +49,7 @@ class FlatState:
             groups.setdefault(tensor.dtype, []).append((name, tensor))
         self.vectors: list[torch.Tensor] = []
         self._trained: list[tuple[int, slice]] = []
+        begins: dict[int, int] = {}
         for group in groups.values():
             vector = torch.cat([tensor.detach().reshape(-1) for _, tensor in group]).to(device)
             offset = 0
@@ -58,9 +59,11 @@ class FlatState:
                 # whoever else holds it (a tied weight, say) sees the same memory.
                 tensor.data = view
                 if tensor.requires_grad:
+                    begins[id(tensor)] = sum(p.stop - p.start for _, p in self._trained)
                     self._add_trained(slice(offset, offset + tensor.numel()))
                 offset += tensor.numel()
             self.vectors.append(vector)
+        self._begins = [(begins[id(p)], p) for p in model.parameters() if p.requires_grad]
         self.numel = sum(v.numel() for v in self.vectors)
         starts = [0, *accumulate(self.lengths())]
         self.trained = [
@@ -94,6 +97,14 @@ class FlatState:
     def trained_in(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Views on the trained parameters in vectors of this layout, as `trained` has them."""
         return [vectors[k][place] for k, place in self._trained]
+
+    def by_parameter(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a vector over the trained parameters, one for each, in the model's order.
+
+        Args:
+            flat: [trained], as `trained_in` of this state's vectors, one after another.
+        """
+        return [flat[at : at + p.numel()].view(p.shape) for at, p in self._begins]
 
     def dtypes(self) -> list[str]:
         """Names of the vectors' dtypes, as frames write them."""

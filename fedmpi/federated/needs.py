@@ -19,6 +19,7 @@ from fedmpi.config import COLLUDING, Config
 from fedmpi.config.federated import cohort_size
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_stack import stack_size
+from fedmpi.federated.client_step import descent_of
 from fedmpi.federated.flat_state import FlatState
 
 _SUM_BYTES = 8
@@ -39,11 +40,14 @@ def keeps_updates(config: Config) -> bool:
 def worker_bytes(config: Config, state: FlatState, clients: int) -> int:
     """Memory that the models, sums and kept updates of a worker with so many clients take."""
     state_bytes = sum(vector.nbytes for vector in state.vectors)
-    stacked = stack_size(config.compute.stack, state_bytes, clients)
+    client_bytes = state_bytes * (1 + descent_of(config).kinds)
+    stacked = stack_size(config.compute.stack, client_bytes, clients)
     cohort = cohort_size(clients, config.federated.fraction)
     kept = cohort * state.numel * _UPDATE_BYTES if keeps_updates(config) else 0
-    # The resident model, the one it starts from, the stack; the sum, and a piece of another's.
-    return state_bytes * (2 + stacked) + 2 * state.numel * _SUM_BYTES + kept
+    # The model that clients start from, the resident one, the stack.
+    models = state_bytes + (1 + stacked) * client_bytes
+    # The sum, and a piece of another's.
+    return models + 2 * state.numel * _SUM_BYTES + kept
 
 
 def refuse_memory(transport: Transport, needed: int) -> None:

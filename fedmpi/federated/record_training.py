@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from fedmpi.federated.training_step import autograd_step
+from fedmpi.federated.descent import PLAIN, Descent
+from fedmpi.federated.training_step import autograd_step, trained
 from fedmpi.models import Loss
 from fedmpi.tensors.batch_size import generalise
 from fedmpi.tensors.given_numbers import leave_open
@@ -24,8 +25,8 @@ from fedmpi.workers.program import Program
 
 SIZES = (2, 3, 5)
 """Batches that are recorded; what they have in common is the program for all from 2 up."""
-_STEP_SIZE = -0.6180339887498949
-"""Stands for the step size while it is recorded."""
+_NUMBERS = (-0.6180339887498949, 0.4142135623730951)
+"""Stand for the numbers of a step while it is recorded."""
 _KNOWN = ("torch.nn.modules.", "torchvision.models.")
 _HOOKS = (
     "_forward_hooks",
@@ -36,18 +37,23 @@ _HOOKS = (
 
 
 def record_training(
-    model: nn.Module, loss_of: Loss, row_shape: tuple[int, ...], classes: int
+    model: nn.Module,
+    loss_of: Loss,
+    row_shape: tuple[int, ...],
+    classes: int,
+    descent: Descent = PLAIN,
 ) -> list[Program]:
     """Programs of `autograd_step` for a batch of one row and for larger ones.
 
-    Their inputs are the model's parameters in order, x, y and the total; the call brings the
-    step size.
+    Their inputs are the model's parameters in order, what goes beside those that are trained (see
+    `Descent`), x, y and the total; the call brings the descent's numbers.
 
     Args:
         model: on the CPU; it is not changed.
         loss_of: mean loss of a batch from (output, y).
         row_shape: shape of a row.
         classes: 0 for regression, whose targets are float32.
+        descent: what is done with a gradient.
 
     Returns:
         The two programs, or none if the model has to be run step by step: it has modules of
@@ -58,7 +64,7 @@ def record_training(
     training = model.training
     model.train()
     try:
-        return _programs(model, loss_of, row_shape, classes)
+        return _programs(model, loss_of, row_shape, classes, descent)
     except Exception:
         # What autograd can do is not lost; what it cannot either, it will say itself.
         return []
@@ -89,21 +95,35 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _programs(
-    model: nn.Module, loss_of: Loss, row_shape: tuple[int, ...], classes: int
+    model: nn.Module,
+    loss_of: Loss,
+    row_shape: tuple[int, ...],
+    classes: int,
+    descent: Descent,
 ) -> list[Program]:
-    def step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, total: torch.Tensor) -> None:
-        autograd_step(model, loss_of, x, y, total, _STEP_SIZE)
+    beside = descent.beside([p.detach() for p in trained(model)])
+
+    def step(
+        model: nn.Module,
+        beside: list[list[torch.Tensor]],
+        x: torch.Tensor,
+        y: torch.Tensor,
+        total: torch.Tensor,
+    ) -> None:
+        autograd_step(model, loss_of, descent, beside, x, y, total, _NUMBERS)
 
     recorded = []
+    states = [*model.parameters(), *(t for kind in beside for t in kind)]
     for size in (1, *SIZES):
         x = torch.zeros(size, *row_shape)
         y = torch.zeros(size, dtype=torch.int64 if classes else torch.float32)
         total = torch.zeros(1, dtype=torch.float64)
-        inputs = [*model.parameters(), x, y, total]
-        recording = record(step, (model, x, y, total), inputs, [layout_of(t) for t in inputs])
+        inputs = [*states, x, y, total]
+        recording = record(
+            step, (model, beside, x, y, total), inputs, [layout_of(t) for t in inputs]
+        )
         recorded.append(optimised(recording.assembled, fuse=True))
-    batch = len(list(model.parameters()))
-    programs = [recorded[0].program, generalise(recorded[1:], SIZES, batch)[0]]
+    programs = [recorded[0].program, generalise(recorded[1:], SIZES, len(states))[0]]
     if any(is_random(resolve(s.operator)) for p in programs for s in p.signatures):
         return []
-    return [leave_open(program, _STEP_SIZE) for program in programs]
+    return [leave_open(program, _NUMBERS) for program in programs]

@@ -24,13 +24,14 @@ class Cohort:
     Attributes:
         clients: ids.
         rows: of each.
-        steps: local steps of SGD that each takes.
+        steps: local steps of SGD that each takes, as far as they reach: with momentum they are as
+            many steps without it (`Descent.reach`).
         of: number of all clients of the job.
     """
 
     clients: list[int]
     rows: list[int]
-    steps: list[int]
+    steps: list[float]
     of: int
 
 

@@ -18,7 +18,7 @@ from fedmpi.data.shard import Batch, Shard
 from fedmpi.data.shards import Shards
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_stack import ClientStack, stack_size
-from fedmpi.federated.client_step import TrainStep, client_steps, wraps_training
+from fedmpi.federated.client_step import client_steps, descent_of
 from fedmpi.federated.cohort import drops_out
 from fedmpi.federated.dp_sgd import DpSgd
 from fedmpi.federated.evaluate import batches, evaluate
@@ -61,6 +61,7 @@ class Trainer:
         state: the resident model.
         start: the state that the clients of the round start from, vectors as those of `state`.
         beside: what the owner sent with it.
+        descent: what clients do with a gradient.
         step: the training step on the resident model.
         stack: for clients that train together; None: each trains on the resident model.
         dp_sgd: what takes the place of its local SGD if rows are to be private.
@@ -94,7 +95,8 @@ class Trainer:
         self.state = FlatState(model, device)
         self.start = [torch.empty_like(v) for v in self.state.vectors]
         self.beside: list[torch.Tensor] = []
-        self.step = TrainingStep(model, models.task_loss(classes))
+        self.descent = descent_of(config)
+        self.step = TrainingStep(model, models.task_loss(classes), (), self.descent)
         self.stack: ClientStack | None = None
         self._row_shape = row_shape
         local = config.federated.privacy.kind == "local"
@@ -113,15 +115,16 @@ class Trainer:
         """Takes recorded steps in place of autograd's; on a GPU it goes on without them."""
         if self.device.type != "cpu":
             return
-        self.step = TrainingStep(self.step.model, self.step.loss_of, programs)
-        if not programs or self.dp_sgd or wraps_training(self.client_steps):
+        self.step = TrainingStep(self.step.model, self.step.loss_of, programs, self.descent)
+        if not programs or self.dp_sgd:
             return
         nbytes = sum(v.nbytes for v in self.state.vectors)
-        most = stack_size(self.config.compute.stack, nbytes, len(self.clients.ids))
+        side_by_side = nbytes * (1 + self.descent.kinds)
+        most = stack_size(self.config.compute.stack, side_by_side, len(self.clients.ids))
         y = torch.zeros(1, dtype=torch.int64 if self.classes else torch.float32)
         row = torch.zeros(1, *self._row_shape), y
         try:
-            self.stack = ClientStack(list(self.step.model.parameters()), programs, most, row)
+            self.stack = ClientStack(self.step.model, programs, most, row, self.descent)
         except NotStackable:
             self.stack = None
 
@@ -140,17 +143,15 @@ class Trainer:
         """
         x, y = self._rows(turn)
         private = self.dp_sgd.turn(turn) if self.dp_sgd else None
-        train_step: TrainStep = private.step if private else self.step
-        for step in self.client_steps:
-            train_step = step.training(turn, train_step)
+        self.step.begin(self._drift(turn))
         self.step.model.train()
 
         def update() -> float | None:
             if private:
-                private.train(train_step, x, y)
+                private.train(x, y)
                 return None
             seed = self._order_seed(turn)
-            return local_sgd(train_step, x, y, lr=turn.lr, seed=seed, **self._epochs())
+            return local_sgd(self.step, x, y, lr=turn.lr, seed=seed, **self._epochs())
 
         if not self.draws:
             return update()
@@ -166,6 +167,11 @@ class Trainer:
         for step in self.client_steps:
             x, y = step.rows(turn, x, y)
         return x, y
+
+    def _drift(self, turn: Turn) -> list[torch.Tensor]:
+        """What is added to the gradient of each parameter that is trained; empty if nothing is."""
+        drifts = [step.drift(turn) for step in self.client_steps if step.drifts]
+        return self.state.by_parameter(torch.stack(drifts).sum(0)) if drifts else []
 
     def _epochs(self) -> Epochs:
         federated = self.config.federated
@@ -343,6 +349,7 @@ class Trainer:
                 losses = stack.train(
                     [self._rows(turn) for turn in some],
                     [self._order_seed(turn) for turn in some],
+                    [self._drift(turn) for turn in some],
                     lr=some[0].lr,
                     **self._epochs(),
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from fedmpi.federated.descent import PLAIN, Descent
 from fedmpi.models import Loss
 from fedmpi.workers.building import Memory, NotStackable
 from fedmpi.workers.program import Program, Replay
@@ -19,32 +20,39 @@ READY = 128
 def autograd_step(
     model: nn.Module,
     loss_of: Loss,
+    descent: Descent,
+    beside: Sequence[Sequence[torch.Tensor]],
     x: torch.Tensor,
     y: torch.Tensor,
     total: torch.Tensor,
-    step_size: float,
+    numbers: Sequence[float],
 ) -> None:
     """Forward, mean loss, gradients, update in place. What `record_training` records.
 
     Args:
         model: its parameters are changed.
         loss_of: mean loss of a batch from (output, y).
+        descent: what is done with a gradient.
+        beside: what goes with the parameters that are trained, see `Descent`.
         x: float32 [b, ...].
         y: int64 or float32 [b].
         total: float64 [1], to which b times the mean loss is added.
-        step_size: minus the learning rate.
+        numbers: of the descent, for this step.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = trained(model)
     with torch.enable_grad():
         loss = loss_of(model(x), y)
-        # Autograd would make its own 1, and a program would make one at every step.
-        one = torch.ones((), dtype=loss.dtype, device=x.device)
-        gradients = torch.autograd.grad(loss, parameters, one, allow_unused=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for k, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             if gradient is not None:
-                parameter.add_(gradient, alpha=step_size)
+                descent.take(parameter, gradient, [kind[k] for kind in beside], numbers)
         total.add_(loss.detach(), alpha=len(x))
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a step changes, in order."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 class StackedSteps:
@@ -52,7 +60,8 @@ class StackedSteps:
 
     Args:
         programs: for a batch of one row and for larger ones.
-        models: the parameters, each [K, *shape]; they stay where they are in memory.
+        models: the parameters and what is beside them, each [K, *shape]; they stay where they
+            are in memory.
     """
 
     def __init__(self, programs: Sequence[Program], models: Sequence[torch.Tensor]) -> None:
@@ -109,31 +118,46 @@ class TrainingStep:
         loss_of: mean loss of a batch from (output, y).
         programs: of `record_training`: for a batch of one row and for larger ones, or none,
             and every step is `autograd_step`.
+        descent: what is done with a gradient; programs have been recorded with it.
     """
 
-    def __init__(self, model: nn.Module, loss_of: Loss, programs: Sequence[Program] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_of: Loss,
+        programs: Sequence[Program] = (),
+        descent: Descent = PLAIN,
+    ) -> None:
         self.model = model
         self.loss_of = loss_of
-        self._parameters = [p.detach() for p in model.parameters()]
+        self.descent = descent
+        self.beside = descent.beside([p.detach() for p in trained(model)])
+        parameters = [p.detach() for p in model.parameters()]
+        self._states = [*parameters, *(t for kind in self.beside for t in kind)]
         self._replays = [Replay(program) for program in programs]
-        one = [p.unsqueeze(0) for p in self._parameters]
+        one = [t.unsqueeze(0) for t in self._states]
         self._prepared = StackedSteps(programs, one) if programs else None
         self._checked = False
+
+    def begin(self, drift: Sequence[torch.Tensor] = ()) -> None:
+        """Makes ready for a client's first step, see `Descent.begin`."""
+        self.descent.begin(self.beside, drift)
 
     def __call__(
         self, x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float
     ) -> None:
         """Takes a step, gradients being off; see `autograd_step`."""
+        numbers = self.descent.numbers(step_size)
         if self._prepared and not self._checked:
             self._check(x, y)
         if self._prepared:
             batch = x.unsqueeze(0), y.unsqueeze(0), total.unsqueeze(0)
-            self._prepared.ready(0, 1, *batch)(*batch, (step_size,))
+            self._prepared.ready(0, 1, *batch)(*batch, numbers)
         elif self._replays:
             replay = self._replays[len(x) > 1]
-            replay([*self._parameters, x, y, total], (step_size,), 0)
+            replay([*self._states, x, y, total], numbers, 0)
         else:
-            autograd_step(self.model, self.loss_of, x, y, total, step_size)
+            autograd_step(self.model, self.loss_of, self.descent, self.beside, x, y, total, numbers)
 
     def _check(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Settles once, by the first rows' shape, how all steps are taken."""

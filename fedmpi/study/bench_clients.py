@@ -29,6 +29,7 @@ from fedmpi.data.normalise import Normalisation
 from fedmpi.data.shard import ShardArrays, shard_from_arrays
 from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
+from fedmpi.federated.client_step import descent_of
 from fedmpi.federated.evaluate import BATCH, batches, evaluate
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.masks import add_masks
@@ -97,7 +98,8 @@ def measure(config: Config) -> Costs:
     models.check(model, config.model, ROW_SHAPE, CLASSES)
     state = FlatState(model)
     trainer = _trainer(once, batch)
-    trainer.learn(record_training(model, models.task_loss(CLASSES), ROW_SHAPE, CLASSES))
+    loss_of, descent = models.task_loss(CLASSES), descent_of(once)
+    trainer.learn(record_training(model, loss_of, ROW_SHAPE, CLASSES, descent))
     trainer.begin(state.vectors)
 
     def train(client: int) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 - `cancel_transposes`: a transpose of a transpose is the matrix itself.
 - `fuse_updates`: a weight gradient that only feeds its own update is never stored: the two
-  become one in-place GEMM, `w.addmm_(dy.t(), x, alpha=-lr)`. The sum is rounded once instead
-  of twice, so that results differ from the unfused ones within float rounding.
+  become one in-place GEMM, `w.addmm_(dy.t(), x, alpha=-lr)`, which takes a factor on the weight
+  (its decay, or the momentum of a v) along as beta. The sum is rounded once instead of twice, so
+  that results differ from the unfused ones within float rounding.
 - `merge_views`: a sum that keeps a dimension only to lose it to a view loses it at once.
 - `drop_dead`: operators whose results nobody reads.
 """
@@ -23,9 +24,10 @@ from fedmpi.workers.signature import Callee, Signature
 _ADDMM = Signature(
     "addmm_",
     [{"tensor": 0}, {"tensor": 1}, {"tensor": 2}],
-    {"beta": 1, "alpha": {"number": 0}},
+    {"beta": {"number": 1}, "alpha": {"number": 0}},
     0,
 )
+_SCALE = Signature("mul_.Tensor", [{"tensor": 0}, {"number": 0}], {}, 0)
 _TRANSPOSE = Signature("t", [{"tensor": 0}], {}, 0)
 
 
@@ -132,7 +134,11 @@ def fuse_updates(program: Program, layouts: dict[int, Layout]) -> Program:
                     before.setdefault(position, []).append(view)
                     factors.append(registers)
                     registers += 1
-        steps[position] = Step(number(_ADDMM), [weight, *factors], [alpha], [-1])
+        beta: float | int = 1
+        scale = _scaled(program, facts, position)
+        if scale is not None:
+            [beta], steps[scale] = program.steps[scale].numbers, None
+        steps[position] = Step(number(_ADDMM), [weight, *factors], [alpha, beta], [-1])
         for link in chain:
             if link is not None:
                 steps[link] = None
@@ -143,6 +149,18 @@ def fuse_updates(program: Program, layouts: dict[int, Layout]) -> Program:
         if one is not None
     ]
     return msgspec.structs.replace(program, signatures=signatures, steps=fused, registers=registers)
+
+
+def _scaled(program: Program, facts: _Facts, position: int) -> int | None:
+    """The step that multiplies by a number what this one adds to, if nothing is between them."""
+    weight = program.steps[position].tensors[0]
+    for before in range(position - 1, -1, -1):
+        step = program.steps[before]
+        if program.signatures[step.signature] == _SCALE and step.tensors == [weight]:
+            return before
+        if facts.root[weight] in {facts.root[r] for r in step.tensors}:
+            return None
+    return None
 
 
 def _alpha(program: Program, step: Step) -> float | int | None:

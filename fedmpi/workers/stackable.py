@@ -167,10 +167,10 @@ def _behind(dims: Sequence[int]) -> list[int]:
 # Losses
 
 
-@takes("ones")
-def _ones(build: Building, shape: list[int], dtype: torch.dtype) -> Value:
-    _refuse(not shape, "ones of a shape")
-    return build.constant(torch.ones((), dtype=dtype))
+@takes("ones_like")
+def _ones_like(build: Building, x: Value, memory_format: torch.memory_format) -> Value:
+    _refuse(x.tensor.dim() == 1, "ones of a shape")
+    return build.constant(torch.ones((), dtype=x.tensor.dtype))
 
 
 def _starts(gradient: Value, reduction: int) -> None:

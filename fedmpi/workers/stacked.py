@@ -22,7 +22,7 @@ import torch
 from fedmpi.comm.frame import DTYPES
 from fedmpi.workers.building import Building, Given, Memory, NotStackable, Value
 from fedmpi.workers.program import Program, Step, roots
-from fedmpi.workers.signature import Callee
+from fedmpi.workers.signature import MEMORY_FORMATS, Callee
 from fedmpi.workers.stackable import TABLE
 
 
@@ -116,4 +116,6 @@ def _value(argument: Any, step: Step, registers: dict[int, Value], n: int) -> An
         return Given(f"numbers[{what}]")
     if kind == "dtype":
         return DTYPES[what]
+    if kind == "memory_format":
+        return MEMORY_FORMATS[what]
     raise NotStackable(f"an argument {kind}")

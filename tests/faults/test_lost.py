@@ -194,12 +194,12 @@ def test_an_idle_worker(openmpi: Launcher, shards: Path, there: Path) -> None:
 @pytest.mark.parametrize("kind", ["stop", pytest.param("sleep", marks=pytest.mark.long)])
 def test_a_hung_worker(openmpi: Launcher, shards: Path, there: Path, kind: str) -> None:
     expected = reference(shards, there)
-    more = ["--silence-seconds=3"]
+    more = ["--silence-seconds=6"]
     done = survive(openmpi, shards, there, "2:train:30", *more, kind=kind)
     check_survived(there, expected, [2], done)
     [lost] = outcome_of(there).lost
     assert "worker on rank 2 (" in lost.reason
-    assert "silent for 3 s" in lost.reason
+    assert "silent for 6 s" in lost.reason
     stack = (there / "runs" / "it" / "logs" / "rank-2.log").read_text()
     assert ("in reach" in stack) == (kind == "sleep"), stack
 
@@ -210,12 +210,12 @@ def test_a_hung_worker(openmpi: Launcher, shards: Path, there: Path, kind: str) 
 )
 def test_a_hung_worker_without_ulfm(shards: Path, there: Path, name: str) -> None:
     env = {"FAULTS": "2:train:30", "KIND": "stop"}
-    job = arguments(shards, "--name=it", "--silence-seconds=3")
+    job = arguments(shards, "--name=it", "--silence-seconds=6")
     done = run(launchers()[name], WORKERS + 1, *job, env=env)
     assert done.status != 0
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count("fedmpi: rank 0: worker on rank 2 (") == 1, done.stderr
-    assert "has been silent for 3 s" in outcome_of(there).reason
+    assert "has been silent for 6 s" in outcome_of(there).reason
     assert half_written(there) == []
 
 

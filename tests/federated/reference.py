@@ -43,7 +43,8 @@ def client_update(
 ) -> float:
     """ClientUpdate of McMahan et al. 2017: trains in place, returns the mean loss."""
     torch.manual_seed(seeds["dropout"])
-    optimizer = torch.optim.SGD(model.parameters(), lr)
+    options = {"momentum": how.momentum, "weight_decay": how.weight_decay}
+    optimizer = torch.optim.SGD(model.parameters(), lr, **options)
     total = 0.0
     model.train()
     for x, y in batches(rows, how, seeds):

@@ -39,17 +39,21 @@ def train(
     classes: int,
     seeds: Mapping[str, int],
     correction: Correction,
-) -> int:
-    """Local SGD in place; returns the number of steps."""
+) -> float:
+    """Local SGD in place; returns the number of steps, or |a_k| of FedNova with momentum."""
     model.train()
-    steps = 0
+    steps, factor = 0.0, 0.0
+    moving = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for x, y in batches(rows, how, seeds):
         model.zero_grad()
         task_loss(classes)(model(x), y).backward()
         with torch.no_grad():
             for name, p in model.named_parameters():
-                p -= lr * (p.grad + correction(name, p))
-        steps += 1
+                v = how.momentum * moving[name] + p.grad + how.weight_decay * p
+                moving[name] = v + correction(name, p)
+                p -= lr * moving[name]
+        factor = how.momentum * factor + 1
+        steps += factor
     return steps
 
 
@@ -70,7 +74,7 @@ def play(
         lr = how.lr * how.lr_decay ** (number - 1)
         start = {name: t.detach().double() for name, t in model.state_dict().items()}
         deltas: list[Tensors] = []
-        steps: list[int] = []
+        steps: list[float] = []
         changes: list[Tensors] = []
         for client in cohort:
             mine = server.clients.get(client, {})

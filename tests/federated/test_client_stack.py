@@ -17,13 +17,14 @@ from fedmpi.config import Config, FederatedConfig, StrategyConfig
 from fedmpi.data.shard import Batch
 from fedmpi.federated import client_stack
 from fedmpi.federated.client_stack import ClientStack, stack_size
+from fedmpi.federated.descent import PLAIN, Descent
 from fedmpi.federated.record_training import record_training
 from fedmpi.federated.trainer import Trainer
 from fedmpi.workers.building import NotStackable
 from fedmpi.workers.program import Program
 from fedmpi.workers.stacked import Stacked
 from tests.federated.lab import bits, config_of, furthest, play_alone, with_path
-from tests.federated.reference import client_update
+from tests.federated.reference import batches, client_update
 
 SHAPE = (1, 8, 8)
 SIZES = [
@@ -49,12 +50,12 @@ def classes_of(name: str) -> int:
     return 0 if name == "linear" else 10
 
 
-def stack_of(model: nn.Module, name: str, most: int) -> ClientStack:
+def stack_of(model: nn.Module, name: str, most: int, descent: Descent = PLAIN) -> ClientStack:
     classes = classes_of(name)
-    programs = record_training(model, models.task_loss(classes), SHAPE, classes)
+    programs = record_training(model, models.task_loss(classes), SHAPE, classes, descent)
     assert programs
     y = torch.zeros(1, dtype=torch.int64 if classes else torch.float32)
-    return ClientStack(list(model.parameters()), programs, most, (torch.zeros(1, *SHAPE), y))
+    return ClientStack(model, programs, most, (torch.zeros(1, *SHAPE), y), descent)
 
 
 def clients_of(name: str, rows: Sequence[int]) -> list[Batch]:
@@ -74,11 +75,12 @@ def trained(
     batch: int | None,
     most: int,
     smallest: int = 1,
+    descent: Descent = PLAIN,
 ) -> list[tuple[float, nn.Module]]:
     """Loss and model of each client, of which at most so many train together."""
     torch.set_num_threads(1)
     model = built(name)
-    stack, start = stack_of(model, name, most), deepcopy(model.state_dict())
+    stack, start = stack_of(model, name, most, descent), deepcopy(model.state_dict())
     found = []
     for first in range(0, len(clients), most):
         group = slice(first, first + most)
@@ -86,6 +88,7 @@ def trained(
         losses = stack.train(
             clients[group],
             seeds[group],
+            [drift_of(model, seed) for seed in seeds[group]] if descent.drifts else (),
             epochs=2,
             batch_size=batch,
             smallest_batch=smallest,
@@ -110,6 +113,44 @@ def test_each_client_is_that_of_a_plain_loop(name: str, rows: list[int], batch: 
         expected = client_update(plain, rows_of, how, 0.05, classes_of(name), draws)
         assert loss == pytest.approx(expected, rel=1e-5)
         assert furthest(model, plain) < 2e-6
+
+
+def drift_of(model: nn.Module, seed: int) -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return [torch.randn(p.shape, generator=draws) / 8 for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "descent",
+    [
+        Descent(momentum=0.9),
+        Descent(decay=0.1, drifts=True),
+        Descent(momentum=0.5, decay=0.1, drifts=True),
+    ],
+    ids=["momentum", "decay and drift", "all"],
+)
+@pytest.mark.parametrize(("rows", "batch"), SIZES)
+def test_each_client_has_a_momentum_and_a_drift_of_its_own(
+    rows: list[int], batch: int | None, descent: Descent
+) -> None:
+    clients, seeds = clients_of("2nn", rows), range(len(rows))
+    alone = trained("2nn", clients, seeds, batch, 1, descent=descent)
+    together = trained("2nn", clients, seeds, batch, len(rows), descent=descent)
+    assert [(loss, bits(m)) for loss, m in together] == [(loss, bits(m)) for loss, m in alone]
+    for (_, model), rows_of, seed in zip(alone, clients, seeds, strict=True):
+        plain = built("2nn")
+        pull = drift_of(plain, seed) if descent.drifts else [0.0] * len(list(plain.parameters()))
+        options = {"momentum": descent.momentum, "weight_decay": descent.decay}
+        optimizer = torch.optim.SGD(plain.parameters(), 0.05, **options)
+        how = FederatedConfig(epochs=2, batch_size=batch or "full")
+        for x, y in batches(rows_of, how, {"shuffle": seed}):
+            optimizer.zero_grad()
+            models.task_loss(10)(plain(x), y).backward()
+            for p, added in zip(plain.parameters(), pull, strict=True):
+                assert p.grad is not None
+                p.grad += added
+            optimizer.step()
+        assert furthest(model, plain) < 1e-5
 
 
 @pytest.mark.parametrize(("rows", "batch"), SIZES)
@@ -212,17 +253,19 @@ def test_a_job_has_the_same_bits_stacked_and_on_any_number_of_workers(tmp_path: 
         assert played(with_path(config, tmp_path, workers), workers, stack) == expected
 
 
-def test_steps_around_the_training_are_not_stacked(tmp_path: Path) -> None:
-    seen: dict[str, bool] = {}
+@pytest.mark.parametrize("kind", ["fedprox", "scaffold", "momentum"])
+def test_so_has_one_whose_clients_are_pulled(tmp_path: Path, kind: str) -> None:
+    how = {"momentum": 0.5} if kind == "momentum" else {"strategy": StrategyConfig(kind=kind)}
+    config = config_of(tmp_path, 1, rounds=3, weight_decay=0.01, **how)
+    stacked: set[bool] = set()
     learn = Trainer.learn
 
     def watched(trainer: Trainer, programs: Sequence[Program]) -> None:
         learn(trainer, programs)
-        seen[trainer.config.federated.strategy.kind] = trainer.stack is not None
+        stacked.add(trainer.stack is not None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "learn", watched)
-        for kind in ("fedavg", "fedprox", "scaffold"):
-            config = config_of(tmp_path, 1, rounds=1, strategy=StrategyConfig(kind=kind))
-            play_alone(config, 1)
-    assert seen == {"fedavg": True, "fedprox": False, "scaffold": False}
+        expected = played(config, 1, 1)
+        assert played(with_path(config, tmp_path, 3), 3, "auto") == expected
+    assert stacked == {True}

@@ -12,6 +12,7 @@ from scipy import stats
 
 from fedmpi import models
 from fedmpi.config import Config, FederatedConfig, PrivacyConfig
+from fedmpi.federated.descent import PLAIN, Descent
 from fedmpi.federated.dp_sgd import DpSgd, PrivateTurn, sampling_probability
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.local_sgd import batch_sizes
@@ -27,6 +28,7 @@ def worker(
     batch: int | str = 10,
     epochs: int = 1,
     seed: int = 0,
+    descent: Descent = PLAIN,
     **privacy: Any,
 ) -> DpSgd:
     """What a worker with a softmax regression trains with."""
@@ -39,7 +41,7 @@ def worker(
     size = None if batch == "full" else batch
     trainer: Any = SimpleNamespace(
         config=config,
-        step=TrainingStep(model, models.task_loss(10)),
+        step=TrainingStep(model, models.task_loss(10), (), descent),
         local_steps=lambda rows: epochs * len(batch_sizes(rows, size, 1)),
     )
     made = DpSgd(trainer)
@@ -58,10 +60,8 @@ def state(of: DpSgd) -> torch.Tensor:
 
 
 def step(turn: PrivateTurn, x: torch.Tensor, y: torch.Tensor, lr: float) -> None:
-    total = torch.zeros(1, dtype=torch.float64)
     with torch.no_grad():
-        turn.step(x, y, total, -lr)
-    assert not total.any()
+        turn.step(x, y, -lr)
 
 
 # ---- batches ----
@@ -103,12 +103,13 @@ def test_full_batches_have_all_rows() -> None:
 @pytest.mark.parametrize(
     ("rows", "batch", "steps"), [(37, 10, 4), (40, 10, 4), (3, 10, 1), (1, 10, 1), (37, "full", 1)]
 )
-def test_as_many_steps_as_without_privacy(rows: int, batch: int | str, steps: int) -> None:
-    seen: list[tuple[int, float]] = []
-    turn = worker(batch=batch, epochs=3).turn(Turn(1, 0, rows, 0.2))
-    turn.train(lambda x, y, total, step_size: seen.append((len(x), step_size)), *data(rows))
-    assert len(seen) == 3 * steps
-    assert {step_size for _, step_size in seen} == {-0.2}
+def test_as_many_steps_as_without_privacy(
+    rows: int, batch: int | str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(PrivateTurn, "step", lambda _, x, y, step_size: seen.append(step_size))
+    worker(batch=batch, epochs=3).turn(Turn(1, 0, rows, 0.2)).train(*data(rows))
+    assert seen == [-0.2] * (3 * steps)
 
 
 # ---- steps ----
@@ -160,7 +161,7 @@ def test_a_client_of_one_row(batch: int | str) -> None:
     of = worker(0.5, batch=batch, epochs=4)
     before = state(of)
     turn = of.turn(Turn(1, 0, 1, 0.1))
-    turn.train(turn.step, *data(1))
+    turn.train(*data(1))
     moved = state(of) - before
     assert moved.isfinite().all()
     assert moved.abs().max() > 0
@@ -174,7 +175,7 @@ def trained(of: DpSgd, turn: Turn) -> torch.Tensor:
     torch.manual_seed(0)
     of.gradients.model.load_state_dict(models.build("softmax", SHAPE, 10).state_dict())
     private = of.turn(turn)
-    private.train(private.step, *data(turn.rows))
+    private.train(*data(turn.rows))
     return state(of)
 
 
@@ -203,28 +204,27 @@ def test_the_rows_and_the_default_generator_are_left_alone() -> None:
     kept, of = x.clone(), worker()
     generator = torch.get_rng_state()
     turn = of.turn(Turn(1, 0, 30, 0.1))
-    turn.train(turn.step, x, y)
+    turn.train(x, y)
     assert torch.equal(x, kept)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_what_is_around_the_step_is_around_every_step() -> None:
-    """As FedProx and SCAFFOLD are: what they add depends on models alone, which have noise."""
-    of = worker(0.0, batch="full", clip=1e6)
+def test_a_noisy_gradient_goes_the_way_of_any_other() -> None:
+    """What FedProx, SCAFFOLD and weight decay add depends on models alone, which have noise."""
+    descent = Descent(momentum=0.5, decay=0.3, drifts=True)
+    of = worker(0.0, batch="full", clip=1e6, descent=descent, epochs=2)
+    of.trainer.step.begin([torch.ones_like(p) for p in of.gradients.parameters])
     x, y = data(20)
-    before = state(of)
-    turn = of.turn(Turn(1, 0, 20, 0.1))
-
-    def around(x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float) -> None:
-        turn.step(x, y, total, step_size)
-        for parameter in of.gradients.parameters:
-            parameter.add_(1.0, alpha=step_size)
-
-    turn.train(around, x, y)
-    moved = state(of) - before
+    of.turn(Turn(1, 0, 20, 0.1)).train(x, y)
     torch.manual_seed(0)
     reference = models.build("softmax", SHAPE, 10)
-    reference.zero_grad()
-    models.task_loss(10)(reference(x), y).backward()
-    expected = torch.cat([(p.grad + 1).flatten() for p in reference.parameters()]) * -0.1
-    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+    optimizer = torch.optim.SGD(reference.parameters(), 0.1, momentum=0.5, weight_decay=0.3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        models.task_loss(10)(reference(x), y).backward()
+        for p in reference.parameters():
+            assert p.grad is not None
+            p.grad += 1
+        optimizer.step()
+    expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    torch.testing.assert_close(state(of), expected, rtol=1e-4, atol=1e-6)

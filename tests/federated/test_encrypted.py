@@ -81,8 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- beside the clear ----
 
 CASES: dict[str, tuple[Recipe, str, dict[str, Any], dict[str, Any]]] = {
-    "cross-entropy": (DIGITS, OWN, {"momentum": 0.9}, {}),
-    "one-hot": (DIGITS, OWN, {"loss": "mse", "momentum": 0.9}, {"lr": 0.5}),
+    "cross-entropy": (DIGITS, OWN, {}, {"momentum": 0.9, "weight_decay": 0.01}),
+    "one-hot": (DIGITS, OWN, {"loss": "mse"}, {"lr": 0.5, "momentum": 0.9}),
     "logistic": (DIGITS, "softmax", {"loss": "bce"}, {"epochs": 2}),
     "linear": (DIABETES, "linear", {}, {"batch_size": "full", "rounds": 4}),
     "square": (DIGITS, OWN, {"activation": "square"}, {"lr": 0.02, "lr_decay": 0.5}),
@@ -197,14 +197,17 @@ def test_an_operator_without_a_secure_form(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("secure", "words"),
+    ("optimizer", "momentum", "words"),
     [
-        ({"optimizer": "SDG"}, "optimizer = 'SDG' (did you mean 'SGD'?)"),
-        ({"optimizer": "Adam", "momentum": 0.5}, "optimizer = 'Adam' with momentum = 0.5: "),
+        ("SDG", 0.0, "optimizer = 'SDG' (did you mean 'SGD'?)"),
+        ("Adam", 0.5, "optimizer = 'Adam' with momentum = 0.5: "),
     ],
 )
-def test_an_optimiser_that_is_none(folder: Path, secure: dict[str, Any], words: str) -> None:
-    assert refusal(config_of(folder, secure=secure)).startswith(words)
+def test_an_optimiser_that_is_none(
+    folder: Path, optimizer: str, momentum: float, words: str
+) -> None:
+    config = config_of(folder, secure={"optimizer": optimizer}, momentum=momentum)
+    assert refusal(config).startswith(words)
 
 
 def test_a_loss_that_a_regression_has_not(folder: Path) -> None:
@@ -234,7 +237,7 @@ def test_a_training_that_leaves_the_range(folder: Path) -> None:
 @pytest.mark.long
 def test_an_mlp_learns_digits_as_well_as_in_the_clear(tmp_path: Path) -> None:
     recipe = Recipe(source="mnist5k", clients=3)
-    how: dict[str, Any] = {"model": "2nn", "secure": {"momentum": 0.9}, "eval_every": 5}
+    how: dict[str, Any] = {"model": "2nn", "momentum": 0.9, "eval_every": 5}
     config = config_of(tmp_path, recipe, rounds=5, **how)
     _, rounds = play(config)
     _, clear = play(in_the_clear(config))

@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from fedmpi.config import DEFAULTS, CommConfig, Config, DetectConfig, Recipe, StrategyConfig
-from fedmpi.errors import DataError, RemoteError, UsageError
+from fedmpi.config import (
+    DEFAULTS,
+    CommConfig,
+    Config,
+    DetectConfig,
+    FederatedConfig,
+    Recipe,
+    StrategyConfig,
+)
+from fedmpi.errors import DataError, UsageError
 from fedmpi.federated.client_step import ClientStep
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.job import Job, Observer
@@ -86,6 +94,25 @@ def test_it_agrees_with_the_plain_reference(
     # It is not FedAvg by another name.
     reference.fed_avg(first, start.clients, start.cohorts, config.federated, 10, config.seed)
     assert furthest(played.model, first) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedprox", "fednova"])
+def test_clients_with_momentum_and_weight_decay(tmp_path: Path, kind: str) -> None:
+    how = {"model": "softmax", "epochs": 2, "momentum": 0.6, "weight_decay": 0.05}
+    config = job(tmp_path, 3, kind, **how)
+    played, start = play_alone(config, 3), known(config)
+    options = {} if kind == "fedavg" else numbers(config.federated.strategy, kind)
+    reference_strategies.play(
+        kind, start.model, start.clients, start.cohorts, config.federated, 10, config.seed, options
+    )
+    assert furthest(played.model, start.model) <= 2e-6
+    without = job(tmp_path, 3, kind, **how | {"momentum": 0.0})
+    assert furthest(played.model, play_alone(without, 3).model) > 1e-4
+
+
+def test_momentum_with_control_variates_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"momentum = 0\.5 with strategy scaffold"):
+        Config(federated=FederatedConfig(momentum=0.5, strategy=StrategyConfig("scaffold")))
 
 
 def test_no_pull_and_no_momentum_are_fedavg(tmp_path: Path) -> None:
@@ -339,7 +366,7 @@ def test_a_class_that_cannot_be(tmp_path: Path, strategy: StrategyConfig, said: 
 
 def test_a_client_step_without_its_option_is_refused(tmp_path: Path) -> None:
     strategy = StrategyConfig(MINE + "Forgets")
-    with pytest.raises(RemoteError, match=r"strategy\.mu = 'auto', but strategy .*Forgets has no"):
+    with pytest.raises(UsageError, match=r"strategy\.mu = 'auto', but strategy .*Forgets has no"):
         play_alone(job(tmp_path, 2, "fedavg", strategy=strategy), 2)
 
 

@@ -451,17 +451,21 @@ def test_numbers_that_each_call_brings() -> None:
         Signature("add_.Tensor", [{"tensor": 0}, {"tensor": 1}], {"alpha": {"number": 0}}, 0),
         Signature("mul.Tensor", [{"tensor": 0}, {"number": 0}], {}, 0),
     ]
-    steps = [Step(0, [0, 1], [0.25], [-1]), Step(0, [0, 1], [2.0], [-1]), Step(1, [0], [0.25], [2])]
-    program = leave_open(Program(signatures, steps, 2, [2], 3, 0), 0.25)
-    assert code_of(program).count("numbers[0]") == 2
+    steps = [
+        Step(0, [0, 1], [0.25], [-1]),
+        Step(0, [0, 1], [2.0], [-1]),
+        Step(1, [0], [0.75], [2]),
+    ]
+    program = leave_open(Program(signatures, steps, 2, [2], 3, 0), (0.25, 0.75))
+    assert [code_of(program).count(f"numbers[{k}]") for k in range(2)] == [1, 1]
     replay = Replay(msgspec.msgpack.decode(msgspec.msgpack.encode(program), type=Program))
-    for number in (0.5, -3.0):
+    for number, factor in ((0.5, 3.0), (-3.0, -1.0)):
         state = torch.ones(3)
-        [result] = replay([state, torch.full((3,), 10.0)], (number,), 0)
+        [result] = replay([state, torch.full((3,), 10.0)], (number, factor), 0)
         assert torch.equal(state, torch.full((3,), 1 + 10 * (number + 2)))
-        assert torch.equal(result, state * number)
-    for wrong in ((), (1.0, 2.0)):
-        with pytest.raises(ProtocolError, match="a plan of 1 numbers was given"):
+        assert torch.equal(result, state * factor)
+    for wrong in ((), (1.0,), (1.0, 2.0, 3.0)):
+        with pytest.raises(ProtocolError, match="a plan of 2 numbers was given"):
             replay([state, state], wrong, 0)
 
 

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from fedmpi.config import DEFAULTS
-from fedmpi.federated.client_step import ClientStep, TrainStep
+from fedmpi.config import DEFAULTS, Config
+from fedmpi.federated.client_step import ClientStep
 from fedmpi.federated.strategy import Strategy
-from fedmpi.federated.trainer import Trainer
 from fedmpi.federated.update import Turn
 
 
 class Proximal(ClientStep):
     """Adds mu/2 |w - w0|^2 to the loss: w = w - lr (gradient + mu (w - w0)).
 
-    The pull is that of the w before the step. It is on what clients train, not on the running
-    statistics of batch norm. A step costs two passes over the parameters more.
+    That is a weight decay of mu, and a drift of -mu w0. It is on what clients train, not on the
+    running statistics of batch norm. A step costs a pass over the parameters more.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(trainer)
-        self._mu = trainer.config.federated.strategy.number("mu")
-        self._start = trainer.state.trained_in(trainer.start)
-        self._trained = trainer.state.trained_in(trainer.state.vectors)
-        self._moved = [torch.empty_like(t) for t in self._trained]
+    drifts = True
 
-    def training(self, turn: Turn, step: TrainStep) -> TrainStep:
-        def pulled(x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float) -> None:
-            for moved, trained, start in zip(self._moved, self._trained, self._start, strict=True):
-                torch.sub(trained, start, out=moved)
-            step(x, y, total, step_size)
-            for moved, trained in zip(self._moved, self._trained, strict=True):
-                trained.add_(moved, alpha=step_size * self._mu)
+    @classmethod
+    def decay(cls, config: Config) -> float:
+        return config.federated.strategy.number("mu")
 
-        return pulled
+    def drift(self, turn: Turn) -> torch.Tensor:
+        start = self.trainer.state.trained_in(self.trainer.start)
+        return torch.cat([t.float() for t in start]).mul_(-self.decay(self.trainer.config))
 
 
 class FedProx(Strategy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedmpi.config import DEFAULTS, Config
-from fedmpi.federated.client_step import ClientStep, TrainStep
+from fedmpi.federated.client_step import ClientStep
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.strategy import Cohort, Mean, Strategy
 from fedmpi.federated.trainer import Trainer
@@ -23,40 +23,33 @@ class Controlled(ClientStep):
     """
 
     remembers = True
+    drifts = True
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
-        self._trained = trainer.state.trained_in(trainer.state.vectors)
-        self._lengths = [t.numel() for t in self._trained]
         self._variates = self.remember("variate")
 
-    def training(self, turn: Turn, step: TrainStep) -> TrainStep:
-        [c] = (vector.to(self.trainer.device) for vector in self.trainer.beside)
-        mine = self._variates.get(turn.client)
-        self._c, self._mine = c, torch.zeros_like(c) if mine is None else mine
-        self._steps = 0
-        corrections = (self._c - self._mine).split(self._lengths)
-
-        def corrected(
-            x: torch.Tensor, y: torch.Tensor, total: torch.Tensor, step_size: float
-        ) -> None:
-            step(x, y, total, step_size)
-            for trained, correction in zip(self._trained, corrections, strict=True):
-                trained.add_(correction, alpha=step_size)
-            self._steps += 1
-
-        return corrected
+    def drift(self, turn: Turn) -> torch.Tensor:
+        c, mine = self._variates_of(turn)
+        return c - mine
 
     def finish(self, update: Update) -> None:
+        c, mine = self._variates_of(update.turn)
         trained_in = self.trainer.state.trained_in
         pairs = zip(trained_in(update.start), trained_in(update.local), strict=True)
         moved = [(w0 - w).float() for w0, w in pairs]
-        gradient = torch.cat(moved).div_(self._steps * update.turn.lr)
-        self._new = gradient.sub_(self._c).add_(self._mine)
-        update.parts[CONTROL] = Part([self._new], [self._mine], update.weight)
+        steps = self.trainer.local_steps(update.turn.rows)
+        self._new = torch.cat(moved).div_(steps * update.turn.lr).sub_(c).add_(mine)
+        update.parts[CONTROL] = Part([self._new], [mine], update.weight)
 
     def used(self, turn: Turn) -> None:
         self._variates[turn.client] = self._new
+
+    def _variates_of(self, turn: Turn) -> tuple[torch.Tensor, torch.Tensor]:
+        """The owner's and the client's, before the turn."""
+        [c] = (vector.to(self.trainer.device) for vector in self.trainer.beside)
+        mine = self._variates.get(turn.client)
+        return c, torch.zeros_like(c) if mine is None else mine
 
 
 class Scaffold(Strategy):
