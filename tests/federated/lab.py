@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,3 +130,13 @@ def furthest(found: nn.Module, expected: nn.Module) -> float:
     return max(
         float((a.double() - b.double()).abs().max()) for (_, a), (_, b) in pairs if a.numel()
     )
+
+
+def check_phases(rounds: Sequence[RoundMetrics]) -> None:
+    """The phases of a round are all of it: what is lost lies between two looks at the clock.
+
+    A machine at work elsewhere may take the core away just there, but not in most rounds.
+    """
+    lost = [abs(m.seconds - sum(m.phases.values())) - 0.02 * m.seconds for m in rounds]
+    assert all(min(m.phases.values()) >= 0 for m in rounds)
+    assert statistics.median(lost) <= 5e-3, [(m.seconds, m.phases) for m in rounds]

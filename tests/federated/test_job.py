@@ -23,7 +23,16 @@ from fedmpi.workers.command import Command
 from fedmpi.workers.crew import Crew
 from tests.comm.worlds import World
 from tests.federated import reference
-from tests.federated.lab import bits, config_of, furthest, known, play, play_alone, with_path
+from tests.federated.lab import (
+    bits,
+    check_phases,
+    config_of,
+    furthest,
+    known,
+    play,
+    play_alone,
+    with_path,
+)
 
 OWN = "tests.federated.factories:"
 
@@ -215,11 +224,10 @@ def test_metrics_of_a_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_seconds_of_the_phases_add_up(tmp_path: Path, mode: str, workers: int) -> None:
     config = config_of(tmp_path, workers, mode=mode, rounds=4)
-    for m in play_alone(config, workers).rounds:
+    rounds = play_alone(config, workers).rounds
+    check_phases(rounds)
+    for m in rounds:
         assert set(m.phases) == {"broadcast", "train", "aggregate", "evaluate", "wait"}
-        assert min(m.phases.values()) >= 0
-        # What is lost lies between two looks at the clock.
-        assert sum(m.phases.values()) == pytest.approx(m.seconds, rel=0.02, abs=5e-3)
         assert 0 < m.train_max <= m.seconds
 
 

@@ -29,7 +29,16 @@ from fedmpi.workers.in_process import in_process_crew
 from fedmpi.workers.vectors import ReduceSum, Route, give_sum
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import World
-from tests.federated.lab import Played, bits, config_of, furthest, known, play, play_alone
+from tests.federated.lab import (
+    Played,
+    bits,
+    check_phases,
+    config_of,
+    furthest,
+    known,
+    play,
+    play_alone,
+)
 from tests.launch import ROOT
 
 SHARES = AggregationConfig(kind="shares")
@@ -349,11 +358,10 @@ def test_time_and_traffic_are_told(tmp_path: Path) -> None:
     played = play_alone(config_for(tmp_path, 3, dropout=0.1), 3)
     again = play_alone(config_for(tmp_path, 3, dropout=0.6), 3)
     assert [m.mask_seconds for m in clear.rounds] == [None, None]
+    check_phases(played.rounds)
     state = sum(t.numel() for t in played.model.state_dict().values())
     for open_round, m, repeated in zip(clear.rounds, played.rounds, again.rounds, strict=True):
         assert 0 < m.mask_seconds < m.seconds
-        assert sum(m.phases.values()) == pytest.approx(m.seconds, rel=0.02, abs=5e-3)
-        assert min(m.phases.values()) >= 0
         # As long a vector as in the clear, and shares; once more where a round is repeated.
         assert 0 < m.bytes_sent - open_round.bytes_sent < 13 * 12 * 200
         assert repeated.bytes_sent > m.bytes_sent + 8 * state
