@@ -24,6 +24,9 @@ class CommConfig:
     up what its node sends: the tree is one of nodes. Without limit: 65536."""
     chunk_kib: int = 1024
     """Size of the pieces in which large vectors travel down and up the tree."""
+    balance: bool = True
+    """Give a round's clients evenly to the workers, which read shards of others where all shards
+    are in one folder and a client leaves nothing behind; without: each trains those of its own."""
     secure_transport: bool = False
     """Seal every message by AES-GCM, for fabrics that are shared with others."""
     key_file: str = ""

@@ -10,9 +10,10 @@ import torch
 from fedmpi.config import Config
 from fedmpi.errors import UsageError
 from fedmpi.federated.aggregation import Asked, aggregation_of
-from fedmpi.federated.commands import Report, Reported, Train
+from fedmpi.federated.commands import Borrow, Report, Reported, Train
 from fedmpi.federated.descent import Descent
 from fedmpi.federated.flat_state import FlatState
+from fedmpi.federated.placement import spread
 from fedmpi.federated.privacy import privacy_of
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.rounds import Home, Rounds
@@ -52,14 +53,15 @@ class Averaging(Rounds):
             terms = self.privacy.terms(len(clients))
         self._number = number
         self._weight_of = dict(zip(clients, weights, strict=True))
-        of_rank = self._by_rank(clients)
+        of_rank = self._placed(clients)
         ranks = list(of_rank)
         length = sum(self._parts.values())
         with self.broadcast(ranks, self.strategy.sends()) as route:
-            asked = Asked(number, clients, self.home.rank, ranks, route, length)
+            asked = Asked(number, clients, self._rank_of, ranks, route, length)
             self.aggregation.prepare(asked)
             for rank, ids in of_rank.items():
                 shares = [self._weight_of[c] for c in ids]
+                self._lend(rank, ids)
                 self.crew.tell(rank, Train(number, ids, shares, lr, self._parts, terms))
             self.aggregation.ask(asked)
             self.crew.tell_all(ranks, Report())
@@ -106,11 +108,26 @@ class Averaging(Rounds):
         self.privacy.finish(number, total, included, among)
         self.findings |= self.privacy.findings()
 
+    def _placed(self, clients: Sequence[int]) -> dict[int, list[int]]:
+        """Settles who trains whom in this round; see `_by_rank`."""
+        home = self.home
+        self._rank_of = home.rank
+        if home.lends:
+            self._rank_of = spread(clients, home.rows, home.rank, self.crew.ranks)
+        return self._by_rank(clients)
+
+    def _lend(self, rank: int, clients: Sequence[int]) -> None:
+        """Tells a worker which of its clients of this round are in the shards of others."""
+        home = self.home
+        lent = {c: home.shard[c] - 1 for c in clients if home.rank[c] != rank}
+        if lent:
+            self.crew.tell(rank, Borrow(lent))
+
     def _by_rank(self, clients: Sequence[int]) -> dict[int, list[int]]:
-        """The clients of each rank that holds any, by ascending ranks."""
+        """The clients of each rank that trains any in this round, by ascending ranks."""
         of_rank: dict[int, list[int]] = {}
         for client in clients:
-            of_rank.setdefault(self.home.rank[client], []).append(client)
+            of_rank.setdefault(self._rank_of[client], []).append(client)
         return dict(sorted(of_rank.items()))
 
     def _cohort(self, clients: Sequence[int]) -> Cohort:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 import fedmpi.workers.vectors  # noqa: F401 - whoever obeys a round also broadcasts and sums
@@ -10,6 +12,7 @@ from fedmpi.config import Config
 from fedmpi.data.index import read_index
 from fedmpi.data.normalise import Normalisation
 from fedmpi.data.shard import Shard, ShardArrays, open_shard, shard_from_arrays
+from fedmpi.data.visits import Visits
 from fedmpi.federated.device import pick, wire_memory
 from fedmpi.federated.needs import refuse_memory, worker_bytes
 from fedmpi.federated.tally import Tally
@@ -50,7 +53,8 @@ class LearnStep(Command, frozen=True):
 class Ready(Reply, frozen=True):
     """A worker's clients, their rows, and the steps of SGD that each takes in a round.
 
-    `remembers`: its clients carry something from round to round, see `ClientStep.remember`.
+    `remembers`: its clients carry something from round to round, see `ClientStep.remember`;
+    `reaches`: it can read the shards of others.
     """
 
     clients: list[int]
@@ -58,6 +62,13 @@ class Ready(Reply, frozen=True):
     steps: list[int]
     device: str
     remembers: bool = False
+    reaches: bool = False
+
+
+class Borrow(Command, frozen=True):
+    """The clients of the next round that are in shards of others: shard, from 0, by client."""
+
+    shard_of: dict[int, int]
 
 
 class Train(Command, frozen=True):
@@ -114,7 +125,7 @@ def set_up(worker: Worker, command: SetUp, tensors: list[torch.Tensor]) -> Ready
     data = command.config.data
     index = read_index(command.folder)
     shard = open_shard(command.folder, index, worker.rank - 1, data.cache_mib, data.verify)
-    return _make_ready(worker, command, shard)
+    return _make_ready(worker, command, shard, Visits(Path(command.folder), index))
 
 
 @handles(SetUpScattered, replies=True)
@@ -130,7 +141,9 @@ def set_up_scattered(worker: Worker, command: SetUpScattered, tensors: list[torc
     return _make_ready(worker, command.set_up, shard)
 
 
-def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
+def _make_ready(
+    worker: Worker, command: SetUp, shard: Shard, visits: Visits | None = None
+) -> Ready:
     torch.set_num_threads(command.config.compute.threads)
     device = pick(command.config.compute.device, worker.transport.local_rank)
     trainer = Trainer(
@@ -143,6 +156,7 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
         device,
     )
     refuse_memory(worker.transport, worker_bytes(command.config, trainer.state, len(shard.ids)))
+    trainer.visits = visits
     trainer.between = worker.heartbeat.between
     if command.config.comm.silence_seconds != "auto":
         worker.heartbeat.keep_limit(command.config.comm.silence_seconds)
@@ -150,13 +164,20 @@ def _make_ready(worker: Worker, command: SetUp, shard: Shard) -> Ready:
     worker.store[MODEL] = wire_memory(trainer.start, worker.transport.takes_gpu_memory)
     rows = [shard.rows(c) for c in shard.ids]
     steps = [trainer.local_steps(n) for n in rows]
-    return Ready(list(shard.ids), rows, steps, str(device), bool(trainer.memory()))
+    reaches = visits is not None and visits.possible
+    return Ready(list(shard.ids), rows, steps, str(device), bool(trainer.memory()), reaches)
 
 
 @handles(LearnStep)
 def learn_step(worker: Worker, command: LearnStep, tensors: list[torch.Tensor]) -> None:
     """Makes the programs ready to be run."""
     worker.object(TRAINER, Trainer).learn(command.programs)
+
+
+@handles(Borrow)
+def borrow(worker: Worker, command: Borrow, tensors: list[torch.Tensor]) -> None:
+    """They are read when their turn comes."""
+    worker.object(TRAINER, Trainer).borrowed = command.shard_of
 
 
 @handles(Train, urgent=True)

@@ -19,6 +19,7 @@ from fedmpi.errors import UsageError
 from fedmpi.federated.client_step import descent_of
 from fedmpi.federated.commands import LearnStep, Ready, SetUp, SetUpScattered
 from fedmpi.federated.evaluate import BATCH
+from fedmpi.federated.placement import may_lend
 from fedmpi.federated.record_training import record_training
 from fedmpi.federated.rounds import Home
 from fedmpi.federated.taking_over import Taken, TakeRows, TakeShard
@@ -74,7 +75,7 @@ class Dataset(ABC):
         descent = descent_of(config)
         programs = record_training(model, loss_of, self.row_shape, self.classes, descent)
         crew.tell_all(crew.ranks, LearnStep(programs))
-        return _home(crew, crew.hear(crew.ranks, Ready))
+        return _home(config, crew, crew.hear(crew.ranks, Ready))
 
 
 class ShardedDataset(Dataset):
@@ -177,7 +178,7 @@ def _refuse_other_recipe(data: DataConfig, index: Index) -> None:
             )
 
 
-def _home(crew: Crew, replies: list[Ready]) -> Home:
+def _home(config: Config, crew: Crew, replies: list[Ready]) -> Home:
     devices = zip(crew.ranks, (ready.device for ready in replies), strict=True)
     kinds = {device.partition(":")[0]: rank for rank, device in devices}
     if len(kinds) > 1:
@@ -186,7 +187,9 @@ def _home(crew: Crew, replies: list[Ready]) -> Home:
             f"workers train on different kinds of device ({found}), which round differently: "
             "choose nodes of one kind, or --device cpu"
         )
-    home = Home({}, {}, {}, {}, any(ready.remembers for ready in replies))
+    remember = any(ready.remembers for ready in replies)
+    lends = may_lend(config) and not remember and all(ready.reaches for ready in replies)
+    home = Home({}, {}, {}, {}, remember, lends)
     for rank, ready in zip(crew.ranks, replies, strict=True):
         home.rank.update(dict.fromkeys(ready.clients, rank))
         home.shard.update(dict.fromkeys(ready.clients, rank))

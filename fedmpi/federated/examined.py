@@ -98,10 +98,11 @@ class Examined(Averaging):
         clients = sorted(cohort)
         weights = self.strategy.weights(self._cohort(clients))
         self._weight_of = dict(zip(clients, weights, strict=True))
-        of_rank = self._by_rank(clients)
+        of_rank = self._placed(clients)
         with self.broadcast(sorted(of_rank), self.strategy.sends()) as self._route:
             for rank, ids in of_rank.items():
                 asked = [self._weight_of[c] for c in ids]
+                self._lend(rank, ids)
                 self.crew.tell(rank, TrainAndKeep(number, ids, asked, lr))
                 self.crew.tell(rank, Report())
         if isinstance(self.rule, FLTrust):

@@ -40,6 +40,7 @@ class Home:
         steps: of SGD that it takes in a round.
         shard: number of the one that it is in, from 1: at first the rank that holds it.
         remember: clients carry something from round to round that stays with their workers.
+        lends: any worker may train any client.
     """
 
     rank: dict[int, int]
@@ -47,6 +48,7 @@ class Home:
     steps: dict[int, int]
     shard: dict[int, int] = field(default_factory=dict)
     remember: bool = False
+    lends: bool = False
 
 
 @dataclass(frozen=True)

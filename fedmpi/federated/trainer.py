@@ -16,6 +16,7 @@ from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Batch, Shard
 from fedmpi.data.shards import Shards
+from fedmpi.data.visits import Visits
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_stack import ClientStack, stack_size
 from fedmpi.federated.client_step import client_steps, descent_of
@@ -68,6 +69,8 @@ class Trainer:
         attackers: those of its clients that attack.
         client_steps: what the job puts around a client's training.
         terms: what clients need to know of the round for their privacy.
+        visits: to the shards of others, if they can be read.
+        borrowed: clients of these that train here in the round, with their shards.
         between: called before every client: the worker's sign of life.
     """
 
@@ -104,6 +107,8 @@ class Trainer:
         self.attackers: frozenset[int] = frozenset()
         self.client_steps = client_steps(self)
         self.terms = Terms()
+        self.visits: Visits | None = None
+        self.borrowed: dict[int, int] = {}
         self.between: Callable[[], None] = lambda: None
 
     def take_over(self, shard: Shard) -> None:
@@ -161,12 +166,22 @@ class Trainer:
 
     def _rows(self, turn: Turn) -> Batch:
         """What a client trains on."""
-        x, y = self.clients.load(turn.client)
+        x, y = self._load(turn.client)
         x = x.to(self.device, non_blocking=True)
         y = y.to(self.device, non_blocking=True)
         for step in self.client_steps:
             x, y = step.rows(turn, x, y)
         return x, y
+
+    def _load(self, client: int) -> Batch:
+        if client in self.borrowed and self.visits:
+            return self.visits.load(self.borrowed[client], client)
+        return self.clients.load(client)
+
+    def _size(self, client: int) -> int:
+        if client in self.borrowed and self.visits:
+            return self.visits.rows(self.borrowed[client], client)
+        return self.clients.rows(client)
 
     def _drift(self, turn: Turn) -> list[torch.Tensor]:
         """What is added to the gradient of each parameter that is trained; empty if nothing is."""
@@ -309,7 +324,7 @@ class Trainer:
             if drops_out(self.config.seed, round_number, client, self.config.federated.dropout):
                 tally.dropped.append(client)
             else:
-                turns.append(Turn(round_number, client, self.clients.rows(client), lr))
+                turns.append(Turn(round_number, client, self._size(client), lr))
         clock = time.perf_counter
         trained = self._together(turns) if self.stack and not in_turn else self._in_turn(turns)
         begun = clock()

@@ -113,6 +113,12 @@ class Load:
     busy: float
 
 
+def even(cohort: int, workers: int) -> Load:
+    """The load of a cohort that is given evenly to workers, see `placement.spread`."""
+    busy = min(cohort, workers)
+    return Load(cohort, cohort / busy, -(-cohort // workers), busy)
+
+
 def load(clients: int, cohort: int, workers: int, sampling: Sampling) -> Load:
     """The expected load of a random cohort over workers that hold equally many clients each.
 

@@ -14,7 +14,7 @@ import torch
 from fedmpi.comm.frame import decode, encode
 from fedmpi.config import Config
 from fedmpi.errors import UsageError
-from fedmpi.federated.commands import LearnStep, Ready, Report, Reported, SetUp, Train
+from fedmpi.federated.commands import Borrow, LearnStep, Ready, Report, Reported, SetUp, Train
 from fedmpi.federated.masker import packed
 from fedmpi.federated.masking import MASKED, Agree, MaskSum, Unmask, Unmasked
 from fedmpi.federated.masks import add_masks
@@ -67,7 +67,7 @@ class PlayedWorkers(Played):
                 total = self.config.data.clients
                 ids = list(range(rank - 1, total, total // self.clients))
                 even = [self.rows] * self.clients, [self._steps] * self.clients
-                return _answer(rank, Ready(ids, *even, "cpu"))
+                return _answer(rank, Ready(ids, *even, "cpu", reaches=True))
             case Report():
                 return _answer(rank, Reported(Tally(), 0, 0))
             case Agree():
@@ -77,7 +77,7 @@ class PlayedWorkers(Played):
                     self._begin_sum(command)
             case Unmask():
                 return self._unmask(rank)
-            case LearnStep() | Broadcast() | Train() | MaskSum():
+            case LearnStep() | Broadcast() | Borrow() | Train() | MaskSum():
                 pass
             case _:
                 raise UsageError(

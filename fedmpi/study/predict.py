@@ -14,8 +14,9 @@ from fedmpi.comm.waiting import LONGEST_PAUSE, SHARE
 from fedmpi.config import Config
 from fedmpi.config.federated import cohort_size
 from fedmpi.federated.neighbours import degree
+from fedmpi.federated.placement import may_lend
 from fedmpi.study.bench_clients import Costs
-from fedmpi.study.cost_model import Load, Machine, collective, load
+from fedmpi.study.cost_model import Load, Machine, collective, even, load
 from fedmpi.study.predictable import refuse
 from fedmpi.study.prediction import Network, OwnerCosts, Part, Prediction
 
@@ -51,7 +52,13 @@ def predict(
     refuse(config, machine)
     federated, workers = config.federated, machine.ranks - 1
     cohort = cohort_size(config.data.clients, federated.fraction)
-    spread = load(config.data.clients, cohort, workers, federated.sampling)
+
+    def spread_over(parts: int) -> Load:
+        if may_lend(config):
+            return even(cohort, parts)
+        return load(config.data.clients, cohort, parts, federated.sampling)
+
+    spread = spread_over(workers)
     busy = replace(machine, ranks=max(2, round(spread.busy) + 1))
     chunk, topology = config.comm.chunk_kib * 1024, config.comm.topology
     sum_bytes = WORD * costs.numel
@@ -60,7 +67,7 @@ def predict(
         """Mean and longest seconds of workers whose clients take so long, cores shared."""
         crowd = min(machine.workers_per_node, busy.ranks - 1) * config.compute.threads
         stretch = max(1.0, crowd / machine.cores)
-        of_node = load(config.data.clients, cohort, machine.nodes, federated.sampling).largest
+        of_node = spread_over(machine.nodes).largest
         together = of_node * config.compute.threads / machine.cores
         longest = max(spread.largest, together if stretch > 1 else 0.0) * per_client
         return min(spread.mean * stretch * per_client, longest), longest

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi.config import CommConfig, Recipe
+from fedmpi.config import CommConfig, Config, Recipe
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.federated import rounds
 from fedmpi.federated.commands import Ready
@@ -280,8 +280,8 @@ def test_workers_on_two_kinds_of_device_are_refused() -> None:
     crew = SimpleNamespace(ranks=range(1, 4))
     replies = [Ready([k], [5], [1], device) for k, device in enumerate(("cuda:0", "cpu", "cuda:1"))]
     with pytest.raises(UsageError, match=r"\(cpu on rank 2, cuda on rank \d\), which round"):
-        _home(crew, replies)
-    home = _home(crew, [Ready([k, k + 3], [5, 6], [1, 1], f"cuda:{k}") for k in range(3)])
+        _home(Config(), crew, replies)
+    home = _home(Config(), crew, [Ready([k, k + 3], [5, 6], [1, 1], f"cuda:{k}") for k in range(3)])
     assert home.rank == {0: 1, 3: 1, 1: 2, 4: 2, 2: 3, 5: 3}
     assert home.rows == {0: 5, 3: 6, 1: 5, 4: 6, 2: 5, 5: 6}
 

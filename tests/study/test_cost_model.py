@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from fedmpi.comm.collective import place
-from fedmpi.study.cost_model import Link, Machine, collective, depth, load, terms, turns
+from fedmpi.federated.placement import spread
+from fedmpi.study.cost_model import Link, Machine, collective, depth, even, load, terms, turns
 from fedmpi.study.fit import fit
 
 
@@ -56,6 +59,18 @@ def test_the_expected_load_is_what_random_cohorts_give(
     poisson = load(clients, cohort, workers, "poisson")
     drawn = [np.bincount(owner[draws.random(clients) < cohort / clients]) for _ in range(3000)]
     assert poisson.largest == pytest.approx(np.mean([c.max() for c in drawn if len(c)]), rel=0.03)
+
+
+@pytest.mark.parametrize(("cohort", "workers"), [(10, 2), (10, 3), (2, 7), (1, 1), (64, 10)])
+def test_the_even_load_is_what_the_owner_settles(cohort: int, workers: int) -> None:
+    ranks = range(1, workers + 1)
+    holder = dict.fromkeys(range(cohort), 1)
+    placed = spread(range(cohort), dict.fromkeys(range(cohort), 600), holder, ranks)
+    counts = Counter(placed.values())
+    found = even(cohort, workers)
+    assert found.largest == max(counts.values())
+    assert found.busy == len(counts)
+    assert found.mean * found.busy == pytest.approx(cohort)
 
 
 def test_the_load_of_one_worker_is_the_whole_cohort() -> None:
