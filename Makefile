@@ -23,7 +23,7 @@ export PATH := $(BIN):$(PATH)
 # What test runs. A hang inside MPI cannot be interrupted from Python: each part has a limit outside.
 TESTS ?= tests
 PYTEST_ARGS ?=
-MPI_SIZES ?= 2 3 4 8
+MPI_SIZES ?= 2 3 8
 OPENMPI_SIZES ?= 3
 # Processes of the part on one process, each with whole files; more than the cores would time out.
 JOBS ?= 2
@@ -172,7 +172,7 @@ mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an 
 # ---- checking ------------------------------------------------------------------------------------------------------
 
 .PHONY: test test-one test-mpi test-openmpi test-long test-slurm slurm lint format
-test: ## all tests: one process, MPICH on 2, 3, 4, 8 ranks, Open MPI on 3
+test: ## all tests: one process, MPICH on 2, 3, 8 ranks, Open MPI on 3
 	@$(MAKE) --no-print-directory test-one
 	@for n in $(MPI_SIZES); do $(MAKE) --no-print-directory test-mpi N=$$n; done
 	@for n in $(OPENMPI_SIZES); do $(MAKE) --no-print-directory test-openmpi N=$$n; done

@@ -1,7 +1,7 @@
 """The same configuration gives the same bits: on every number of ranks, MPI and topology.
 
-Real launches, 11 of them: one process with 1 and with 7 threads; mpirun -n 2, 4, 8 of MPICH and
-of Open MPI; and the program itself as a person starts it. To start a job takes seconds and to
+Real launches, 11 of them (two marked long): one process with 1 and with 7 threads; mpirun -n 2, 4,
+8 of MPICH and of Open MPI; and the program itself as a person starts it. To start a job takes seconds and to
 run one a tenth of that, so each launch plays all jobs of `JOBS`, one after another: that is the
 full product of launches, three seeds and both topologies, not a sample of it. `JOBS` adds, for
 some seed each, the cyclic mode, scattered data, dropout, batch norm's counters, and the steps of a
@@ -206,8 +206,15 @@ def test_threads_of_one_process(lab: Lab, one_process: dict[Kind, str]) -> None:
     assert lab.single(7) == one_process
 
 
-@pytest.mark.parametrize("ranks", [2, 4, 8])
-@pytest.mark.parametrize("name", sorted(launchers()))
+def launches() -> list[Any]:
+    """Each MPI on 2, 4 and 8 ranks; every size has one of them that is not left to `-m long`."""
+    quick = {("openmpi", 2), ("mpich", 4), ("openmpi", 4), ("mpich", 8)}
+    every = [(name, ranks) for name in sorted(launchers()) for ranks in (2, 4, 8)]
+    marks = {False: [pytest.mark.long], True: []}
+    return [pytest.param(*one, marks=marks[one in quick]) for one in every]
+
+
+@pytest.mark.parametrize(("name", "ranks"), launches())
 def test_ranks_of_mpirun(lab: Lab, one_process: dict[Kind, str], name: str, ranks: int) -> None:
     assert lab.mpirun(name, ranks) == one_process
 

@@ -44,7 +44,7 @@ def test_a_new_secret_is_removed_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("mode", ["shards", "cyclic"])
+@pytest.mark.parametrize("mode", ["shards", pytest.param("cyclic", marks=pytest.mark.long)])
 def test_a_launched_job_has_the_same_bits(launcher: Launcher, tmp_path: Path, mode: str) -> None:
     models = []
     for how in ([], ["--secure-transport"]):
