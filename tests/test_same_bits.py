@@ -1,11 +1,11 @@
 """The same configuration gives the same bits: on every number of ranks, MPI and topology.
 
 Real launches, 11 of them (two marked long): one process with 1 and with 7 threads; mpirun -n 2, 4,
-8 of MPICH and of Open MPI; and the program itself as a person starts it. To start a job takes seconds and to
-run one a tenth of that, so each launch plays all jobs of `JOBS`, one after another: that is the
-full product of launches, three seeds and both topologies, not a sample of it. `JOBS` adds, for
-some seed each, the cyclic mode, scattered data, dropout, batch norm's counters, and the steps of a
-round: strategies, masks, noise, defences and attacks.
+8 of MPICH and of Open MPI; and the program itself as a person starts it. To start a job takes
+seconds and to run one a tenth of that, so each launch plays all jobs of `JOBS`, one after another:
+that is the full product of launches, three seeds and both topologies, not a sample of it. `JOBS`
+adds, for some seed each, the cyclic mode, scattered data, dropout, batch norm's counters, and the
+steps of a round: strategies, masks, noise, defences and attacks.
 
 Each kind of job is compared with itself, on one process with one worker, by the bytes of every
 tensor in its model.h5.
@@ -142,7 +142,7 @@ def play_jobs(folder: Path, crew: Any) -> None:
             "federated": rounds | STEPS[kind.steps],
             "attack": {"kind": kind.attack},
             # Several pieces a vector, the last one shorter.
-            "comm": {"topology": kind.topology, "chunk_kib": 50},
+            "comm": {"topology": kind.topology, "chunk_kib": 50, "balance": "on"},
             "compute": {"device": "cpu"},
         }
         config = from_mapping(table, str(kind))

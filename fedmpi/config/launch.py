@@ -24,9 +24,10 @@ class CommConfig:
     up what its node sends: the tree is one of nodes. Without limit: 65536."""
     chunk_kib: int = 1024
     """Size of the pieces in which large vectors travel down and up the tree."""
-    balance: bool = True
+    balance: Literal["auto", "on", "off"] = "auto"
     """Give a round's clients evenly to the workers, which read shards of others where all shards
-    are in one folder and a client leaves nothing behind; without: each trains those of its own."""
+    are in one folder and a client leaves nothing behind. auto: where it saves a millisecond of a
+    round, by what the last one took; off: each worker trains the clients of its own shard."""
     secure_transport: bool = False
     """Seal every message by AES-GCM, for fabrics that are shared with others."""
     key_file: str = ""
@@ -38,6 +39,7 @@ class CommConfig:
     def __post_init__(self) -> None:
         require_choice("transport", self.transport, Literal["auto", "mpi", "threads"])
         require_choice("topology", self.topology, Literal["tree", "star"])
+        require_choice("balance", self.balance, Literal["auto", "on", "off"])
         require(
             self.workers == "auto"
             or (isinstance(self.workers, int) and 1 <= self.workers <= 65_536),

@@ -13,7 +13,7 @@ from fedmpi.federated.aggregation import Asked, aggregation_of
 from fedmpi.federated.commands import Borrow, Report, Reported, Train
 from fedmpi.federated.descent import Descent
 from fedmpi.federated.flat_state import FlatState
-from fedmpi.federated.placement import spread
+from fedmpi.federated.placement import WORTH_SECONDS, saved_rows, spread
 from fedmpi.federated.privacy import privacy_of
 from fedmpi.federated.remembered import Remembers
 from fedmpi.federated.rounds import Home, Rounds
@@ -33,6 +33,7 @@ class Averaging(Rounds):
         super().__init__(config, crew, home, state)
         self.strategy = strategy
         self._descent = Descent(config.federated.momentum)
+        self._row_seconds = 0.0  # of training, in the round before
         self.aggregation = aggregation_of(config, crew, len(home.rows))
         self.privacy = privacy_of(config, state.vectors, len(home.rows))
         if self.privacy and self.strategy.parts():
@@ -113,7 +114,10 @@ class Averaging(Rounds):
         home = self.home
         self._rank_of = home.rank
         if home.lends:
-            self._rank_of = spread(clients, home.rows, home.rank, self.crew.ranks)
+            placed = spread(clients, home.rows, home.rank, self.crew.ranks)
+            saved = saved_rows(placed, home.rows, home.rank) * self._row_seconds
+            if saved > WORTH_SECONDS or self.config.comm.balance == "on":
+                self._rank_of = placed
         return self._by_rank(clients)
 
     def _lend(self, rank: int, clients: Sequence[int]) -> None:
@@ -135,8 +139,8 @@ class Averaging(Rounds):
         steps = [self._descent.reach(self.home.steps[c]) for c in clients]
         return Cohort(list(clients), rows, steps, len(self.home.rows))
 
-    @staticmethod
-    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
+    def _seconds(self, tallies: Sequence[Tally], rows: int) -> tuple[float, float, float]:
+        self._row_seconds = sum(t.train_seconds for t in tallies) / rows
         # Workers train at the same time: on average so long, the slowest so long.
         train = fmean(t.train_seconds for t in tallies)
         add = fmean(t.sum_seconds for t in tallies)

@@ -43,8 +43,7 @@ class Cyclic(Rounds):
         transport = self.crew.endpoint.transport
         broadcast(transport, [source, destination], self.wire, "star", self.chunk_bytes)
 
-    @staticmethod
-    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
+    def _seconds(self, tallies: Sequence[Tally], rows: int) -> tuple[float, float, float]:
         # Workers train one after another.
         train, add = sum(t.train_seconds for t in tallies), sum(t.sum_seconds for t in tallies)
         return train, add, train + add

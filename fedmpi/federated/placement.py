@@ -8,6 +8,7 @@ and draws belong to clients: no bit depends on who trains whom.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from heapq import heapify, heapreplace
 
@@ -15,6 +16,8 @@ from fedmpi.config import Config
 
 WORTH = 0.05
 """A worker may have so much more than its share: a client of another shard has to be read first."""
+WORTH_SECONDS = 1e-3
+"""Of a round: to say who is lent, and to read it, takes a few tenths of that."""
 
 
 def may_lend(config: Config) -> bool:
@@ -26,7 +29,7 @@ def may_lend(config: Config) -> bool:
     if step and step.remembers:
         return False
     kept = federated.privacy.kind == "local" or config.attack.kind != "none"
-    return config.comm.balance and federated.mode == "shards" and not kept
+    return config.comm.balance != "off" and federated.mode == "shards" and not kept
 
 
 def spread(
@@ -68,3 +71,15 @@ def spread(
         placed[client] = rank
         heapreplace(lightest, (rows_so_far + rows[client], rank))
     return placed
+
+
+def saved_rows(
+    placed: Mapping[int, int], rows: Mapping[int, int], holder: Mapping[int, int]
+) -> int:
+    """Rows that the fullest worker has less than if all trained the clients that they hold."""
+    now: Counter[int] = Counter()
+    before: Counter[int] = Counter()
+    for client, rank in placed.items():
+        now[rank] += rows[client]
+        before[holder[client]] += rows[client]
+    return max(before.values()) - max(now.values())

@@ -118,10 +118,14 @@ class Rounds(ABC):
     def _update(self, cohort: Sequence[int], reports: Sequence[Reported]) -> None:
         """Changes the owner's model; `cohort` are the clients that are not left out, ascending."""
 
-    @staticmethod
     @abstractmethod
-    def _seconds(tallies: Sequence[Tally]) -> tuple[float, float, float]:
-        """Seconds of training and of adding up per worker, and for which workers were busy."""
+    def _seconds(self, tallies: Sequence[Tally], rows: int) -> tuple[float, float, float]:
+        """Seconds of training and of adding up per worker, and for which workers were busy.
+
+        Args:
+            tallies: of the workers.
+            rows: of all clients that are not left out, at least 1.
+        """
 
     def play(
         self,
@@ -168,7 +172,7 @@ class Rounds(ABC):
         self._update(sorted(c for c in cohort if c not in left_out), reports)
         tallies = [report.tally for report in reports]
         # A worker may begin before the owner has sent all: what overlaps counts as training.
-        train, add, busy = self._seconds(tallies)
+        train, add, busy = self._seconds(tallies, included)
         sending = max(min(sent - begun, heard - begun - busy), 0.0)
         late = max(heard - begun - sending - busy, 0.0)
         waited_for = min(away, late)  # while nobody trained any more

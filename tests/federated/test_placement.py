@@ -22,13 +22,14 @@ from fedmpi.config import (
     StrategyConfig,
 )
 from fedmpi.errors import RemoteError
+from fedmpi.federated import averaging
 from fedmpi.federated.averaging import Averaging
-from fedmpi.federated.placement import may_lend, spread
+from fedmpi.federated.placement import may_lend, saved_rows, spread
 from fedmpi.workers.crew import Crew
 from tests.comm.worlds import World
 from tests.federated.lab import bits, config_of, play, play_alone, with_path
 
-ALONE = CommConfig(balance=False)
+ALONE = CommConfig(balance="off")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 50])
@@ -104,6 +105,10 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+def even(config: Config) -> Config:
+    return shifted(config, balance="on")
+
+
 def shifted(config: Config, **comm: Any) -> Config:
     return replace(config, comm=replace(config.comm, **comm))
 
@@ -122,17 +127,32 @@ def shifted(config: Config, **comm: Any) -> Config:
 )
 def test_the_same_bits_whoever_trains(tmp_path: Path, how: dict[str, Any], lent: list[int]) -> None:
     config = config_of(tmp_path, 3, **{"rounds": 4, "epochs": 1, "fraction": 0.4} | how)
-    alone = play_alone(shifted(config, balance=False), 3)
+    alone = play_alone(shifted(config, balance="off"), 3)
     assert lent == []
-    found = play_alone(config, 3)
+    found = play_alone(even(config), 3)
     assert lent
     assert bits(found.model) == bits(alone.model)
     assert [m.train_loss for m in found.rounds] == [m.train_loss for m in alone.rounds]
 
 
+@pytest.mark.parametrize(("worth", "lends"), [(0.0, True), (1e6, False)])
+def test_what_saves_too_little_is_left_alone(
+    tmp_path: Path, worth: float, lends: bool, lent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averaging, "WORTH_SECONDS", worth)
+    play_alone(config_of(tmp_path, 3, rounds=4, epochs=1, fraction=0.4), 3)
+    assert bool(lent) == lends
+
+
+def test_saved_rows_are_those_of_the_fullest_worker() -> None:
+    holder, rows = {0: 1, 1: 1, 2: 1, 3: 2}, {0: 5, 1: 6, 2: 7, 3: 1}
+    assert saved_rows(holder, rows, holder) == 0
+    assert saved_rows(holder | {2: 2}, rows, holder) == 18 - 11
+
+
 def test_clients_are_evaluated_where_they_are(tmp_path: Path, lent: list[int]) -> None:
     config = config_of(tmp_path, 3, rounds=2, fraction=0.4, evaluate_clients=True)
-    found = play_alone(config, 3)
+    found = play_alone(even(config), 3)
     assert lent
     for metrics in found.clients:
         assert [m.client for m in metrics] == sorted(found.job.home.rank)
@@ -143,15 +163,15 @@ def test_every_world_lends(world: World, folder: Path) -> None:
     def scenario(crew: Crew) -> None:
         workers = len(crew.ranks)
         config = with_path(config_of(folder, workers, rounds=3, epochs=1), folder, workers)
-        expected = bits(play(shifted(config, balance=False), crew).model)
-        assert bits(play(config, crew).model) == expected
+        expected = bits(play(shifted(config, balance="off"), crew).model)
+        assert bits(play(even(config), crew).model) == expected
 
     world.lead(scenario)
 
 
 def test_folders_that_are_not_shared_are_no_harm(tmp_path: Path, lent: list[int]) -> None:
     """Each worker then sees its own shard alone, as on the disks of many nodes."""
-    config = config_of(tmp_path, 3, rounds=2, epochs=1, fraction=0.4)
+    config = even(config_of(tmp_path, 3, rounds=2, epochs=1, fraction=0.4))
     expected = bits(play_alone(config, 3).model)
     assert lent
     lent.clear()
@@ -162,7 +182,7 @@ def test_folders_that_are_not_shared_are_no_harm(tmp_path: Path, lent: list[int]
 
 
 def test_a_shard_that_vanishes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(tmp_path, 3, rounds=4, epochs=1, fraction=0.4)
+    config = even(config_of(tmp_path, 3, rounds=4, epochs=1, fraction=0.4))
     original = Averaging._lend
 
     def gone(self: Averaging, rank: int, clients: list[int]) -> None:

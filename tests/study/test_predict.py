@@ -45,7 +45,7 @@ def test_training_is_shared_by_the_workers_and_waits_for_the_slowest() -> None:
     assert alone.phases()["train"] == pytest.approx(500 * 2.1e-3)
     assert alone.phases()["wait"] == pytest.approx(0, abs=1e-9)
     assert many.phases()["train"] == pytest.approx(25 * 2.1e-3, rel=1e-3)
-    held = found(ranks=21, comm=CommConfig(balance=False))
+    held = found(ranks=21, comm=CommConfig(balance="off"))
     assert held.phases()["wait"] > many.phases()["wait"] == pytest.approx(0, abs=1e-9)
     assert held.phases()["train"] == pytest.approx(many.phases()["train"], rel=1e-3)
     assert alone.limit.phase == "train"

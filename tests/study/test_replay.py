@@ -79,7 +79,7 @@ def test_the_owner_sends_what_it_sends_in_a_real_job(
         even[0],
         WORKERS,
         even[1],
-        comm=CommConfig(topology=topology, chunk_kib=4),
+        comm=CommConfig(topology=topology, chunk_kib=4, balance="on"),
         secure=AggregationConfig(kind=kind),
     )
     with in_process_crew(WORKERS) as crew:
