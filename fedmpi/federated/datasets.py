@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from fedmpi.errors import UsageError
 from fedmpi.federated.client_step import descent_of
 from fedmpi.federated.commands import LearnStep, Ready, SetUp, SetUpScattered
 from fedmpi.federated.evaluate import BATCH
+from fedmpi.federated.kept_programs import kept_programs
 from fedmpi.federated.placement import may_lend
 from fedmpi.federated.record_training import record_training
 from fedmpi.federated.rounds import Home
@@ -73,7 +75,9 @@ class Dataset(ABC):
         """Records the training step while the workers open their shards, and hears of them."""
         loss_of = models.task_loss(self.classes)
         descent = descent_of(config)
-        programs = record_training(model, loss_of, self.row_shape, self.classes, descent)
+        about = self.row_shape, self.classes, descent
+        record = partial(record_training, model, loss_of, *about)
+        programs = kept_programs(config.model, about, record)
         crew.tell_all(crew.ranks, LearnStep(programs))
         return _home(config, crew, crew.hear(crew.ranks, Ready))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedmpi.workers.building import Building, NotStackable, Value
@@ -88,7 +89,8 @@ def _together(build: Building, *values: Value) -> tuple[list[Value], list[int]]:
         short = most - len(shape)
         wide = [build.k] + [1] * short + shape[1:]
         aligned.append(build.view(torch.Tensor.view, v, wide) if short else v)
-    return aligned, list(torch.broadcast_shapes(*(v.tensor.shape for v in aligned)))
+    # NumPy's: PyTorch's would import sympy, which takes each worker half a second.
+    return aligned, list(np.broadcast_shapes(*(v.tensor.shape for v in aligned)))
 
 
 def _binary(kernel: Callable[..., Any]) -> Entry:
