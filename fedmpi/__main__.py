@@ -114,8 +114,24 @@ def _lead(endpoint: Endpoint, launch: Launch) -> int:
     if crew is None:
         endpoint.transport.abort(status)
     else:
-        crew.stop(status)
+        status = _part(crew, status)
     return status
+
+
+def _part(crew: Crew, status: int) -> int:
+    """Sends the workers home; returns the job's status."""
+    parted = False
+
+    def stop() -> int:
+        nonlocal parted
+        crew.stop(status)
+        parted = True
+        return status
+
+    ended = _status_of(stop, 0)
+    if not parted:
+        crew.endpoint.transport.abort(ended)
+    return ended
 
 
 def _obey(endpoint: Endpoint) -> int:

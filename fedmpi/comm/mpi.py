@@ -161,7 +161,7 @@ class MpiTransport(Transport):
         try:
             request = self._comm.Isend([note, len(note), self._mpi.BYTE], place, tag)
         except self._mpi.Exception as error:
-            raise self._members.lost(error) from error
+            raise self._meaning(error) from error
         self._count(len(note))
         return _Requests(self, [request], note)
 
@@ -212,14 +212,14 @@ class MpiTransport(Transport):
         try:
             return [call([piece, self._mpi.BYTE], place, tag) for piece in _pieces(buffer)]
         except self._mpi.Exception as error:
-            raise self._members.lost(error) from error
+            raise self._meaning(error) from error
 
     def all_done(self, requests: list[MPI.Request]) -> bool:
         """Whether all of these have ended; drives them."""
         try:
             return bool(self._mpi.Request.Testall(requests))
         except self._mpi.Exception as error:
-            raise self._members.lost(error) from error
+            raise self._meaning(error) from error
 
     def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         spin = self.ranks_on_node <= self.cores_on_node
@@ -233,7 +233,18 @@ class MpiTransport(Transport):
         try:
             return wait_until(watched if look else ready, spin, expected)
         except self._mpi.Exception as error:
-            raise self._members.lost(error) from error
+            raise self._meaning(error) from error
+
+    def _meaning(self, error: MPI.Exception) -> Exception:
+        """A rank has died; a message was not as long as its memory; or what is left as it is."""
+        if self.survives and (lost := self._members.lost(error)):
+            return lost
+        if error.Get_error_class() in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
+            return ProtocolError(
+                f"rank {self.rank} got a message of another length than the one that was due: one "
+                "before it was lost, or came twice"
+            )
+        return error
 
     def recover(self) -> list[int]:
         self._comm, lost = self._members.shrink(self._comm)

@@ -83,10 +83,23 @@ class SealedTransport(Transport):
         return self._counted(self._inner.send_buffer(sealed, destination, tag))
 
     def receive_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
-        return self._opening(self._inner.receive_buffer, buffer, source, tag)
+        # Into posted memory Open MPI writes whatever comes, and a message may have been withheld.
+        return self.take_buffer(buffer, source, tag)
 
     def take_buffer(self, buffer: torch.Tensor, source: int, tag: int) -> Pending:
-        return self._opening(self._inner.take_buffer, buffer, source, tag)
+        number = self._next(self._received, source, tag)
+        sealed = torch.empty(_sealed_length(buffer.numel()), dtype=torch.uint8)
+        arriving = self._inner.take_buffer(sealed, source, tag)
+        cipher = self._cipher(source, self.rank)
+
+        def open_it() -> None:
+            try:
+                for k, (plain, closed) in enumerate(_segments(buffer, sealed)):
+                    cipher.decrypt_into(_NONCE.pack(tag, k, number), closed, None, plain)
+            except InvalidTag:
+                raise self._broken(source, tag, number) from None
+
+        return _Opening(arriving, open_it)
 
     def drop_buffer(self, source: int, tag: int) -> bool:
         dropped = self._inner.drop_buffer(source, tag)
@@ -114,27 +127,6 @@ class SealedTransport(Transport):
 
     def abort(self, status: int) -> None:
         self._inner.abort(status)
-
-    def _opening(
-        self,
-        receive: Callable[[torch.Tensor, int, int], Pending],
-        buffer: torch.Tensor,
-        source: int,
-        tag: int,
-    ) -> Pending:
-        number = self._next(self._received, source, tag)
-        sealed = torch.empty(_sealed_length(buffer.numel()), dtype=torch.uint8)
-        arriving = receive(sealed, source, tag)
-        cipher = self._cipher(source, self.rank)
-
-        def open_it() -> None:
-            try:
-                for k, (plain, closed) in enumerate(_segments(buffer, sealed)):
-                    cipher.decrypt_into(_NONCE.pack(tag, k, number), closed, None, plain)
-            except InvalidTag:
-                raise self._broken(source, tag, number) from None
-
-        return _Opening(arriving, open_it)
 
     @staticmethod
     def _next(numbers: Counter[tuple[int, int]], peer: int, tag: int) -> int:

@@ -108,18 +108,13 @@ class Members:
         if self._comm.Is_revoked() or self._dead():
             raise self._lost()
 
-    def lost(self, error: MPI.Exception) -> Exception:
-        """What an error of MPI means: a rank has died, or something else that is left as it is."""
-        mpi = self._mpi
-        kinds = (
-            mpi.ERR_PROC_FAILED,
-            mpi.ERR_PROC_FAILED_PENDING,
-            mpi.ERR_REVOKED,
-            mpi.ERR_IN_STATUS,
-        )
-        if error.Get_error_class() not in kinds:
-            return error
-        return self._lost()
+    def lost(self, error: MPI.Exception) -> LostRank | None:
+        """What an error of MPI means if it is that a rank has died; None: it is another."""
+        mpi, kind = self._mpi, error.Get_error_class()
+        if kind in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED):
+            return self._lost()
+        # Of several requests one has failed, by a death or not; who is told of it learns whose.
+        return self._lost() if kind == mpi.ERR_IN_STATUS and self._learn() else None
 
     def shrink(self, comm: MPI.Intracomm) -> tuple[MPI.Intracomm, list[int]]:
         """The communicator of the living, who all call this, and the ranks lost since the last.
@@ -225,11 +220,16 @@ class Members:
     def _lost(self) -> LostRank:
         """Tells all others, and says who is dead."""
         self._comm.Revoke()
+        self._learn()
+        return self._sentence(self._dead())
+
+    def _learn(self) -> bool:
+        """Gives MPI time to notice who has died; whether anybody has, as far as is known."""
         deadline = time.monotonic() + SECONDS_TO_LEARN
         while not (dead := self._dead()) and time.monotonic() < deadline:
             self._mpi.COMM_SELF.Iprobe()  # what drives MPI's progress
             time.sleep(0.01)
-        return self._sentence(dead)
+        return bool(dead) or self._comm.Is_revoked()
 
     def _sentence(self, dead: tuple[int, ...]) -> LostRank:
         named = ", ".join(f"rank {rank} on {self.hosts[rank]}" for rank in dead)

@@ -56,6 +56,20 @@ def is_abandoned(temporary: Path) -> bool:
     return host == socket.gethostname() and pid.isdecimal() and not _alive(int(pid))
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes from a folder what processes that were killed have left there half written.
+
+    Raises:
+        DataError: a file cannot be removed.
+    """
+    for path in folder.glob(".*.tmp-*"):
+        if is_abandoned(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise DataError(f"cannot remove {path}: {reason(error)}") from error
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

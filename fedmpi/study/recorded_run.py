@@ -12,6 +12,7 @@ from torch import nn
 from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import Config
+from fedmpi.data.files import remove_abandoned
 from fedmpi.errors import Interrupted, Suspended
 from fedmpi.federated.checkpoint import Checkpoints
 from fedmpi.federated.job import Job, Observer
@@ -102,6 +103,7 @@ def _play(
     """Trains, with everything that is recorded on the way and at the end; returns all rounds."""
     refuse_disk(job.config, job.model)
     folder = resumed.folder if resumed else RunFolder.create(job.config)
+    remove_abandoned(folder.path)
     open_logs(crew, folder.logs)
     rounds: list[RoundMetrics] = []
     with recording_outcome(folder.outcome, rounds):

@@ -45,6 +45,10 @@ class Stop(Command, frozen=True):
     status: int = 0
 
 
+class Stopped(Reply, frozen=True):
+    """The worker has heard that it is to leave."""
+
+
 class Failure(Reply, frozen=True):
     """What went wrong on a worker.
 

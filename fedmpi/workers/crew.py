@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -11,11 +12,14 @@ from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.signals import SIGNALS
 from fedmpi.decoding import msgpack_decoder
-from fedmpi.errors import LostRank, RemoteError
+from fedmpi.errors import FedMPIError, LostRank, RemoteError
 from fedmpi.workers.command import Command, Failure, Reply, Signalled, Stop, entry_of
 from fedmpi.workers.vigil import Vigil
 
 R = TypeVar("R", bound=Reply)
+
+SECONDS_TO_LEAVE = 60.0
+"""An idle worker hears within this time that the job is over."""
 
 
 class Crew:
@@ -96,7 +100,11 @@ class Crew:
         return self.hear(self.ranks, kind)
 
     def stop(self, status: int) -> None:
-        """Sends every worker home with an exit status; at once, if some are still at work."""
+        """Sends every worker home with an exit status; at once, if some are still at work.
+
+        Raises:
+            FedMPIError: some have not heard it; MPI would wait for them for ever.
+        """
         if self.endpoint.transport.broken:
             # The living wait for the owner, and then for commands.
             self.recover(LostRank("the job ends"))
@@ -106,11 +114,30 @@ class Crew:
         try:
             for rank in self.ranks:
                 self.endpoint.send(rank, Channel.COMMAND, Stop(status))
-            self.endpoint.flush()
+            self._see_off(set(self.ranks))
         except LostRank as lost:
             # The living have not seen all that was sent: they are told once more.
             self.recover(lost)
             self.stop(status)
+
+    def _see_off(self, left: set[int]) -> None:
+        limit = min(self.vigil.limit, SECONDS_TO_LEAVE)
+        deadline = time.monotonic() + limit
+
+        def gone() -> bool | None:
+            for rank in sorted(left):
+                if self.endpoint.poll(Channel.REPLY, rank) is not None:
+                    left.remove(rank)
+            return not left or time.monotonic() > deadline or None
+
+        self.endpoint.transport.wait(gone)
+        if left:
+            ranks = ", ".join(map(str, sorted(left)))
+            raise FedMPIError(
+                f"the job is over, but rank {ranks} has not heard that for {limit:.0f} s: its "
+                "message was lost, or it does not run"
+            )
+        self.endpoint.flush()
 
     def recover(self, lost: LostRank) -> list[int]:
         """Goes on with the workers that are left, which have given up what they were doing.

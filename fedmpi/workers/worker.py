@@ -21,6 +21,7 @@ from fedmpi.workers.command import (
     Reply,
     Signalled,
     Stop,
+    Stopped,
     decode_command,
     entry_of,
 )
@@ -85,6 +86,7 @@ class Worker:
             try:
                 command, tensors = self._receive()
                 if isinstance(command, Stop):
+                    self.endpoint.send(OWNER, Channel.REPLY, Stopped())
                     self.endpoint.flush()
                     return command.status
                 if command is not None:

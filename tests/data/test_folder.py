@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedmpi.config import Recipe
-from fedmpi.data.files import is_abandoned
+from fedmpi.data.files import is_abandoned, remove_abandoned
 from fedmpi.data.index import Index, read_index
 from fedmpi.errors import DataError, UsageError
 from fedmpi.workers import shards
@@ -163,3 +163,14 @@ def test_a_folder_that_cannot_be_cleared(numbered: Recipe, tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot make the folder .*file: File exists"):
         prepare(numbered, 2, tmp_path / "file")
+
+
+def test_what_a_dead_process_has_left_is_removed(tmp_path: Path) -> None:
+    here = socket.gethostname()
+    dead = 2**22 + 1  # beyond the largest process id
+    left, mine = f".outcome.json.tmp-{here}-{dead}", f".outcome.json.tmp-{here}-{os.getpid()}"
+    elsewhere = ".outcome.json.tmp-another-host-1"
+    for name in (left, mine, elsewhere, "outcome.json"):
+        (tmp_path / name).write_text("")
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine, elsewhere, "outcome.json"}

@@ -42,6 +42,7 @@ ADD = Signature("add_.Tensor", [{"tensor": 0}, {"tensor": 1}], {"alpha": {"given
 PROGRAM = Program([ADD], [Step(0, [0, 1], [], [-1])], 2, [], 2, 0, numbers=1)
 COMMANDS: list[Command] = [
     Stop(3),
+    federated.Borrow({7: 0, 9: 2}),
     vectors.Broadcast("model", ROUTE, ["float32", "int64"], [1000, 3]),
     vectors.ReduceSum("sum", ROUTE, 1003),
     ReadKey("key"),

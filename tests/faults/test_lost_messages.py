@@ -1,0 +1,38 @@
+"""Messages that never arrive, under sealed messages: nothing hangs, and no result is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedmpi.federated.model_file import load_model
+from tests.faults.jobs import Ended, started
+from tests.launch import Launcher
+
+pytestmark = pytest.mark.launch
+
+
+def lossy(launcher: Launcher, prepared: Path, fault: str) -> Ended:
+    job = ["--path", prepared, "--rounds=2", "--epochs=1", "--name=it", "--secure-transport"]
+    env = {"FEDMPI_FAULTS": fault}
+    with started(launcher, 3, "run", *job, "--silence-seconds=5", env=env) as running:
+        running.process.wait(60)
+        return running.end()
+
+
+def test_the_last_word_to_a_worker(launcher: Launcher, prepared: Path, here: Path) -> None:
+    """All is done and written by then; MPI would wait for that worker for ever."""
+    done = lossy(launcher, prepared, "drop rank=0 round=2 at=evaluate")
+    assert "the job is over, but rank 1 has not heard that for 5 s" in done.told("was lost")
+    assert load_model(here / "runs" / "it" / "model.h5")
+    assert '"exit_status": 0' in (here / "runs" / "it" / "outcome.json").read_text()
+
+
+def test_a_part_of_a_sum(launcher: Launcher, prepared: Path, here: Path) -> None:
+    """A message of another length comes in its place; the worker is alive."""
+    done = lossy(launcher, prepared, "drop rank=1 round=1 at=Train")
+    assert done.status != 0
+    assert "fedmpi: rank 0: " in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "lost rank" not in done.stderr
