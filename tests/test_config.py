@@ -177,6 +177,7 @@ REFUSED: list[tuple[type, str, list[Any]]] = [
     (CommConfig, "transport", ["tcp"]),
     (CommConfig, "workers", [0, -1, 65_537, "many"]),
     (CommConfig, "topology", ["ring"]),
+    (CommConfig, "balance", ["maybe"]),
     (CommConfig, "hierarchy_above", [-1, 65_537]),
     (CommConfig, "chunk_kib", [0, 2**20 + 1]),
     (CommConfig, "silence_seconds", [0.5, -1, 2e6, math.nan, "never"]),

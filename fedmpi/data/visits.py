@@ -6,7 +6,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from fedmpi.data.index import Index
-from fedmpi.data.shard import Batch, Shard, open_shard
+from fedmpi.data.shard import Shard, open_shard
 
 MOST_OPEN = 8
 """Other shards that are open at a time."""
@@ -33,24 +33,12 @@ class Visits:
         files = [self._folder / self._index.shards[k].file for k in (0, -1)]
         return all(file.is_file() for file in files)
 
-    def rows(self, shard: int, client: int) -> int:
-        """Number of rows of a client of that shard, counted from 0."""
-        return self._opened(shard).rows(client)
-
-    def load(self, shard: int, client: int) -> Batch:
-        """See `Shard.load`.
+    def shard(self, shard: int) -> Shard:
+        """A shard, counted from 0, to be used before another one is asked for.
 
         Raises:
-            DataError: the file is missing or damaged, or has no such client.
+            DataError: the file is missing or damaged.
         """
-        return self._opened(shard).load(client)
-
-    def close(self) -> None:
-        """Closes all files; the tensors handed out stay valid."""
-        while self._open:
-            self._open.popitem()[1].close()
-
-    def _opened(self, shard: int) -> Shard:
         if shard not in self._open:
             if len(self._open) == MOST_OPEN:
                 self._open.popitem(last=False)[1].close()
@@ -58,3 +46,8 @@ class Visits:
             self._open[shard] = opened
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def close(self) -> None:
+        """Closes all files; the tensors handed out stay valid."""
+        while self._open:
+            self._open.popitem()[1].close()

@@ -15,7 +15,7 @@ import torch
 from fedmpi import models
 from fedmpi.config import Config
 from fedmpi.data.shard import Batch, Shard
-from fedmpi.data.shards import Shards
+from fedmpi.data.shards import Clients, Shards
 from fedmpi.data.visits import Visits
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_stack import ClientStack, stack_size
@@ -166,22 +166,18 @@ class Trainer:
 
     def _rows(self, turn: Turn) -> Batch:
         """What a client trains on."""
-        x, y = self._load(turn.client)
+        x, y = self._shard_of(turn.client).load(turn.client)
         x = x.to(self.device, non_blocking=True)
         y = y.to(self.device, non_blocking=True)
         for step in self.client_steps:
             x, y = step.rows(turn, x, y)
         return x, y
 
-    def _load(self, client: int) -> Batch:
+    def _shard_of(self, client: int) -> Clients:
+        """Where a client's rows are: in a shard of the worker's own, or of another's."""
         if client in self.borrowed and self.visits:
-            return self.visits.load(self.borrowed[client], client)
-        return self.clients.load(client)
-
-    def _size(self, client: int) -> int:
-        if client in self.borrowed and self.visits:
-            return self.visits.rows(self.borrowed[client], client)
-        return self.clients.rows(client)
+            return self.visits.shard(self.borrowed[client])
+        return self.clients
 
     def _drift(self, turn: Turn) -> list[torch.Tensor]:
         """What is added to the gradient of each parameter that is trained; empty if nothing is."""
@@ -324,7 +320,7 @@ class Trainer:
             if drops_out(self.config.seed, round_number, client, self.config.federated.dropout):
                 tally.dropped.append(client)
             else:
-                turns.append(Turn(round_number, client, self._size(client), lr))
+                turns.append(Turn(round_number, client, self._shard_of(client).rows(client), lr))
         clock = time.perf_counter
         trained = self._together(turns) if self.stack and not in_turn else self._in_turn(turns)
         begun = clock()

@@ -31,8 +31,10 @@ def test_rows_are_those_of_the_shard(folder: Path, monkeypatch: pytest.MonkeyPat
         for k in range(5):
             shard = open_shard(folder, index, k, cache_mib=0)
             for client in shard.ids:
-                assert visits.rows(k, client) == shard.rows(client)
-                for mine, theirs in zip(visits.load(k, client), shard.load(client), strict=True):
+                assert visits.shard(k).rows(client) == shard.rows(client)
+                for mine, theirs in zip(
+                    visits.shard(k).load(client), shard.load(client), strict=True
+                ):
                     assert torch.equal(mine, theirs)
             shard.close()
             assert len(visits._open) <= 2
@@ -43,7 +45,7 @@ def test_rows_are_those_of_the_shard(folder: Path, monkeypatch: pytest.MonkeyPat
 def test_a_client_of_another_shard(folder: Path) -> None:
     visits = Visits(folder, read_index(folder))
     with pytest.raises(DataError, match="has no client 9"):
-        visits.load(0, 9)
+        visits.shard(0).load(9)
     visits.close()
 
 
@@ -53,4 +55,4 @@ def test_a_folder_of_ones_own_shard_alone(folder: Path) -> None:
     visits = Visits(folder, index)
     assert not visits.possible
     with pytest.raises(DataError, match=index.shards[-1].file):
-        visits.load(4, 9)
+        visits.shard(4)

@@ -28,6 +28,7 @@ from fedmpi.federated.masking import Unmasked
 from fedmpi.federated.masks import Mask, add_masks
 from fedmpi.federated.trainer import Trainer
 from fedmpi.federated.update import Turn, Update
+from fedmpi.workers.command import Stopped
 from tests.federated.lab import bits, config_of, play_alone
 from tests.spdz.transcripts import Sent, recorded, related, surprise
 
@@ -185,7 +186,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_nothing_else_reaches_the_owner(pair: list[Seen]) -> None:
     for seen in pair:
         for frame in seen.frames:
-            assert isinstance(frame.message, Ready | Reported | Unmasked)
+            assert isinstance(frame.message, Ready | Reported | Stopped | Unmasked)
             assert isinstance(frame.message, Unmasked) or not frame.tensors
         lost = {seen.rank[client] for client in seen.dropped}
         remaining = set(range(1, CLIENTS + 1)) - (lost if seen.repeated else set())
