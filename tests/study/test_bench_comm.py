@@ -10,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from fedmpi.errors import UsageError
-from fedmpi.study.bench_comm import bench_comm, sizes
+from fedmpi.study import bench_comm as module
+from fedmpi.study.bench_comm import bench_comm, measure, sizes
+from fedmpi.study.bench_ranks import Transfer
 from fedmpi.workers.in_process import in_process_crew
 from tests.launch import launchers, run_single
 
@@ -49,3 +51,18 @@ def test_a_length_out_of_range_is_refused(tmp_path: Path) -> None:
     done = run_single(arguments, timeout=60, cwd=tmp_path)
     assert done.returncode == 2
     assert "most_mib = 0: expected 1 to 4096 MiB" in done.stderr
+
+
+def test_what_is_slow_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that wait at full speed and share cores take seconds for what takes microseconds."""
+
+    def took(crew: object, asked: Transfer) -> list[float]:
+        slow = asked.how == "mpi" and asked.nbytes > 8
+        return [4.0 if slow else 1e-3] * asked.repeats
+
+    monkeypatch.setattr(module, "_one", took)
+    lines = measure(None, 64, 1024)  # type: ignore[arg-type]
+    for line in lines:
+        slow = line.how == "mpi" and line.nbytes > 8
+        assert line.seconds == (4.0 if slow else 1e-3)
+        assert line.repeats == (1 if slow else 201)
