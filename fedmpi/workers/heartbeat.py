@@ -84,7 +84,7 @@ class Heartbeat:
         """Takes over the owner's limit."""
         if seconds != self._limit:
             self._limit = seconds
-            self._arm(time.monotonic())
+            self.arm(time.monotonic())
 
     def in_wait(self) -> None:
         """Called during every wait; raises when there is no owner any more."""
@@ -117,7 +117,7 @@ class Heartbeat:
         self._unheard += min(now - self._last_look, LONGEST_TICK)
         self._last_look = now
         if now - self._armed_at > STACK_SHARE * self._limit / 4:
-            self._arm(now)
+            self.arm(now)
         waits = self.endpoint.transport.waits
         if self._wait[0] != waits:
             self._wait = waits, now
@@ -136,7 +136,7 @@ class Heartbeat:
                 f"{OWNER_LIMIT / 3600:.0f} hours: start the job again"
             )
 
-    def _arm(self, now: float) -> None:
+    def arm(self, now: float) -> None:
         """Puts the timer off. Threads of one process have none: the owner prints their stacks."""
         self._armed_at = now
         if not self.endpoint.transport.in_process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def open_log(worker: Worker, command: OpenLog, tensors: list[torch.Tensor]) -> N
     """Threads of the owner's process share its log."""
     if not worker.transport.in_process:
         RANK_LOG.open(command.folder, worker.rank)
+        worker.heartbeat.arm(time.monotonic())  # from now on its stacks go there
 
 
 def open_logs(crew: Crew, folder: Path) -> None:
