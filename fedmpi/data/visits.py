@@ -46,8 +46,3 @@ class Visits:
             self._open[shard] = opened
         self._open.move_to_end(shard)
         return self._open[shard]
-
-    def close(self) -> None:
-        """Closes all files; the tensors handed out stay valid."""
-        while self._open:
-            self._open.popitem()[1].close()

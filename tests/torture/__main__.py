@@ -118,6 +118,9 @@ def play(case: Case, reference: dict[str, torch.Tensor]) -> tuple[str, float]:
     alone = case.launcher is None and case.kind.startswith("kill")  # whose shell says "Killed"
     if "fedmpi: rank " not in ended.stderr and not alone:
         raise WentWrong(f"no sentence: {ended.stderr[-2000:]}")
+    noticed = SILENCE if case.kind in ("stop", "drop", "duplicate") else 0.0
+    if ended.seconds > noticed + PROMISED:
+        raise WentWrong(f"took {ended.seconds:.1f} s to stop: {ended.stderr[-2000:]}")
     outcome = RUN / "outcome.json"
     if (
         (RUN / "model.h5").exists()
@@ -126,9 +129,6 @@ def play(case: Case, reference: dict[str, torch.Tensor]) -> tuple[str, float]:
     ):
         _same(reference)  # a worker has not heard that all is done
         return "finished", ended.seconds
-    noticed = SILENCE if case.kind in ("stop", "drop", "duplicate") else 0.0
-    if ended.seconds > noticed + PROMISED:
-        raise WentWrong(f"took {ended.seconds:.1f} s to stop: {ended.stderr[-2000:]}")
     (Path("runs") / "filler").unlink(missing_ok=True)
     if case.kind == "kill and flip":
         for newest in sorted((RUN / "checkpoints").glob("round-??????.h5"))[1:][-1:]:
