@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 
@@ -21,6 +21,8 @@ from fedmpi.comm.frame import (
     as_bytes,
     decode,
     encode,
+    numbered,
+    take_number,
 )
 from fedmpi.comm.transport import ANY, Pending, Transport
 
@@ -62,6 +64,9 @@ class Frame(msgspec.Struct, frozen=True):
 class Endpoint:
     """Frames in and out of one rank.
 
+    The frames of a channel from one rank to another are counted on both ends, so that one which
+    was lost, came twice or overtook another is noticed at the next one that arrives.
+
     A header that cannot be read does not say which buffers are its own. From there on the
     sender's buffers on that channel are thrown away as they come, whosever they are, and its
     frames are taken without.
@@ -78,6 +83,8 @@ class Endpoint:
         self._astray: set[tuple[int, Channel]] = set()
         self._unasked: dict[tuple[int, Channel], Callable[[Frame], bool]] = {}
         self._early: dict[tuple[int, Channel], deque[Frame]] = {}
+        self._sent: Counter[tuple[int, Channel]] = Counter()
+        self._received: Counter[tuple[int, Channel]] = Counter()
 
     def send(
         self,
@@ -98,13 +105,10 @@ class Endpoint:
         tensors: Sequence[torch.Tensor] = (),
         asks: bool = False,
     ) -> None:
-        """As `send`, the same frame to many: it is encoded once, and is in memory once."""
+        """As `send`, the same frame to many: it is encoded once."""
         note, buffers = encode(message, tensors, asks)
-        transport = self.transport
         for to in destinations:
-            self._outbox.append((transport.send_note(note, to, channel), note))
-            for buffer in buffers:
-                self._outbox.append((transport.send_buffer(buffer, to, channel + 1), buffer))
+            self._post(note, buffers, to, channel)
             self._reap()
 
     def receive(self, channel: Channel, source: int = ANY) -> Frame:
@@ -112,7 +116,8 @@ class Endpoint:
 
         Raises:
             Unreadable: what arrived is not a frame, or its buffers are not those announced.
-            ProtocolError: a header beyond `HEADER_LIMIT`, which was not even received.
+            ProtocolError: a header beyond `HEADER_LIMIT`, which was not even received; or not
+                the frame that was due.
         """
         self._unasked.pop((source, channel), None)
         if early := self._early.get((source, channel)):
@@ -156,8 +161,28 @@ class Endpoint:
         self._astray.clear()
         self._unasked.clear()
         self._early.clear()
+        self._sent.clear()
+        self._received.clear()
+
+    def _post(
+        self, note: bytes, buffers: Sequence[torch.Tensor], to: int, channel: Channel
+    ) -> None:
+        self._sent[to, channel] += 1
+        note = numbered(note, self._sent[to, channel])
+        self._outbox.append((self.transport.send_note(note, to, channel), note))
+        for buffer in buffers:
+            self._outbox.append((self.transport.send_buffer(buffer, to, channel + 1), buffer))
 
     def _frame(self, sender: int, note: bytes, channel: Channel) -> Frame:
+        self._received[sender, channel] += 1
+        due = self._received[sender, channel]
+        number, note = take_number(note)
+        if number != due:
+            raise ProtocolError(
+                f"rank {self.rank} got frame {number} of rank {sender} on channel "
+                f"{channel.name.lower()}, where frame {due} was due: one was lost, came twice or "
+                "was overtaken on its way"
+            )
         try:
             header = decode(note)
         except ProtocolError as error:

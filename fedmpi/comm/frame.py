@@ -1,15 +1,16 @@
-"""Frames: a msgpack header and zero or more raw tensor buffers.
+"""Frames: a number, a msgpack header and zero or more raw tensor buffers.
 
 The header is one note: the message (any msgspec Struct, left undecoded here, since this
 room does not know the commands), the dtype and shape of each tensor, and the bytes of
 the tensors that are small. The other tensors follow as buffers, out of their own memory
-and into their own memory.
+and into their own memory. Ahead of the header stands the frame's number on its way, 8 bytes.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import struct
 from collections.abc import Sequence
 
 import msgspec
@@ -83,7 +84,7 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
         dtype, shape = DTYPES.get(self.dtype), self.shape
         if dtype is None or len(shape) > LARGEST_RANK or any(n < 0 for n in shape):
             raise ProtocolError(
-                f"a frame announces a tensor {self.dtype:.20} {shape[:LARGEST_RANK]}"
+                f"a frame announces a tensor {self.dtype!r:.20} {shape[:LARGEST_RANK]}"
             )
         # The strides of an empty tensor have to fit into int64 too.
         if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:
@@ -109,6 +110,7 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     asks: bool = False
 
 
+_NUMBER = struct.Struct("<Q")
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgpack_decoder(Header)
 
@@ -185,3 +187,18 @@ def decode(note: bytes, limit: int = MEMORY) -> Header:
             f"a frame announces {sum(sizes)} bytes of tensors: at most {limit} fit here"
         )
     return header
+
+
+def numbered(header: bytes, number: int) -> bytes:
+    """What travels: a header as `encode` makes it, behind the number of its frame."""
+    return _NUMBER.pack(number) + header
+
+
+def take_number(note: bytes) -> tuple[int, bytes]:
+    """The number of the frame, and its header; a note too short for one is all header.
+
+    No frame has the number 0: it stands for none.
+    """
+    if len(note) < _NUMBER.size:
+        return 0, note
+    return _NUMBER.unpack_from(note)[0], note[_NUMBER.size :]

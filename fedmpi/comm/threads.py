@@ -178,7 +178,7 @@ class ThreadTransport(Transport):
         while True:
             rings = self._mailbox.rings
             if self.hub.aborted is not None:
-                raise Aborted(f"rank {self.rank}: the job was ended by another rank")
+                raise Aborted("the job was ended by another rank")
             result = ready()
             if result is not None:
                 return result

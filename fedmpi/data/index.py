@@ -154,8 +154,8 @@ def _check(index: Index, path: Path) -> None:
         or math.prod(shape) > LARGEST_ROW
     ):
         raise DataError(
-            f"{path} is damaged: rows {index.dtype:.20} {list(shape[:MOST_DIMENSIONS])}: expected "
-            f"uint8 or float32 and positive sizes, at most {LARGEST_ROW:,} values"
+            f"{path} is damaged: rows {index.dtype!r:.20} {list(shape[:MOST_DIMENSIONS])}: "
+            f"expected uint8 or float32 and positive sizes, at most {LARGEST_ROW:,} values"
         )
     # No class is without a row, among those to train on or those held out.
     rows = index.rows + index.test.rows

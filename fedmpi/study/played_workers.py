@@ -59,7 +59,7 @@ class PlayedWorkers(Played):
 
     def obey(self, rank: int, header: bytes) -> Answered | None:
         # Many ranks get the very same bytes, which need not be read again.
-        if self._latest is None or self._latest[0] is not header:
+        if self._latest is None or self._latest[0] != header:
             self._latest = header, decode_command(decode(header).message)
         command = self._latest[1]
         match command:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from fedmpi.comm.endpoint import Channel
-from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.frame import ProtocolError, numbered, take_number
 from fedmpi.comm.transport import ANY, Pending, Transport
 from fedmpi.errors import FedMPIError
 
@@ -67,12 +67,13 @@ class ReplayTransport(Transport):
         self.played_seconds = 0.0
         self._commands: deque[tuple[int, bytes]] = deque()
         self._replies: dict[int, deque[bytes]] = defaultdict(deque)
+        self._replied: Counter[int] = Counter()
         self._buffers: dict[int, deque[torch.Tensor]] = defaultdict(deque)
 
     def send_note(self, note: bytes, destination: int, tag: int) -> Pending:
         self._count(len(note))
         if tag == Channel.COMMAND:
-            self._commands.append((destination, note))
+            self._commands.append((destination, take_number(note)[1]))
         return _Done()
 
     def send_buffer(self, buffer: torch.Tensor, destination: int, tag: int) -> Pending:
@@ -119,7 +120,8 @@ class ReplayTransport(Transport):
                 answer = self.workers.obey(*self._commands.popleft())
                 if answer is not None:
                     rank, header, buffers = answer
-                    self._replies[rank].append(header)
+                    self._replied[rank] += 1
+                    self._replies[rank].append(numbered(header, self._replied[rank]))
                     self._buffers[rank].extend(buffers)
 
     @contextmanager

@@ -54,6 +54,15 @@ class Fault:
         if self.kind in ("fill", "flip") and not self.path:
             raise UsageError(f"fault {self.kind} without a path: add path=FOLDER_OR_FILE")
 
+    def __str__(self) -> str:
+        """As it was written."""
+        given = (
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)[1:]
+            if getattr(self, f.name) != f.default
+        )
+        return " ".join([self.kind, *given])
+
     def is_at(self, rank: int, number: int, point: str) -> bool:
         """Whether this is the place where it happens."""
         return self.rank == rank and self.round in (0, number) and (not self.at or self.at == point)

@@ -10,22 +10,25 @@ Points are named after what happens there, `at=`:
   `evaluate`, before the model is evaluated.
 
 A round is that of the latest command that names one. Every fault happens once, and says so on
-stderr. Nothing of this is loaded in a job whose environment does not ask for it.
+stderr; one that has not happened when its process ends says that. Nothing of this is loaded in a
+job whose environment does not ask for it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from fedmpi.comm.launcher import launched
 from fedmpi.comm.mpi import MpiTransport
 from fedmpi.comm.threads import ThreadTransport
 from fedmpi.comm.transport import Pending, Transport
@@ -76,6 +79,16 @@ class Faults:
             where = f"rank {rank}, round {number}, {point}"
             print(f"fault: {fault.kind} on {where}", file=sys.stderr, flush=True)
             self._happen(fault, where)
+
+    def tell_left(self) -> None:
+        """Says which faults of this process have not happened, as after a typing error."""
+        launch = launched()
+        for fault in self._waiting:
+            if launch is None or fault.rank == launch.rank:
+                print(
+                    f"fedmpi: rank {fault.rank}: the fault was not reached: {fault}",
+                    file=sys.stderr,
+                )
 
     def of_next_message(self, rank: int) -> str:
         """What is to happen to the message that a rank sends now; empty: nothing."""
@@ -137,6 +150,7 @@ def install() -> None:
         UsageError: they cannot be read.
     """
     faults = Faults(parse(os.environ[VARIABLE]))
+    atexit.register(faults.tell_left)
     _watch_worker(faults)
     _watch_owner(faults)
     for transport in (MpiTransport, ThreadTransport):
@@ -164,17 +178,20 @@ def _watch_worker(faults: Faults) -> None:
 
 
 def _watch_owner(faults: Faults) -> None:
-    tell, evaluate = Crew.tell, job.evaluate
+    tell_all, evaluate = Crew.tell_all, job.evaluate
 
-    def told(crew: Crew, rank: int, command: Command, tensors: Sequence[torch.Tensor] = ()) -> None:
+    # Every command goes this way; those to one worker too.
+    def told(
+        crew: Crew, ranks: Iterable[int], command: Command, tensors: Sequence[torch.Tensor] = ()
+    ) -> None:
         faults.reach(OWNER, type(command).__name__, command)
-        tell(crew, rank, command, tensors)
+        tell_all(crew, ranks, command, tensors)
 
     def evaluated(*arguments: Any, **keywords: Any) -> Any:
         faults.reach(OWNER, "evaluate")
         return evaluate(*arguments, **keywords)
 
-    Crew.tell = told  # type: ignore[method-assign, assignment]
+    Crew.tell_all = told  # type: ignore[method-assign, assignment]
     job.evaluate = evaluated
 
 

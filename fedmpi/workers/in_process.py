@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 
 from fedmpi.comm.endpoint import Endpoint
 from fedmpi.comm.threads import Aborted, Hub
+from fedmpi.errors import FedMPIError
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.worker import Worker
 
@@ -27,9 +29,12 @@ def in_process_crew(workers: int) -> Iterator[Crew]:
             Worker(Endpoint(hub.transport(rank))).serve()
         except Aborted:
             pass
-        except BaseException:
+        except BaseException as error:
             # Whatever it is, the owner must not wait for this rank any longer.
-            traceback.print_exc()
+            if isinstance(error, FedMPIError):
+                print(f"fedmpi: rank {rank}: {error}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
             hub.abort(1)
 
     threads = [

@@ -155,5 +155,6 @@ class Vigil:
         )
         raise FedMPIError(
             f"the owner has waited for {self._awake - self._wait[1]:.0f} s, and all its workers "
-            f"wait too ({told}): nothing will come any more; this is a bug in FedMPI"
+            f"wait too ({told}): nothing will come any more; a message was lost, or this is a bug "
+            "in FedMPI"
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
-from fedmpi.comm.frame import DTYPES, INLINE_BYTES, ProtocolError
+from fedmpi.comm.frame import DTYPES, INLINE_BYTES, ProtocolError, encode, numbered
 from fedmpi.comm.threads import Hub
 from fedmpi.comm.transport import Transport
 from tests.comm.worlds import World, run_threads, same
@@ -213,11 +213,48 @@ def test_a_frame_without_tensors_and_one_of_empty_tensors(world: World) -> None:
 def test_what_is_no_frame_is_refused_by_name() -> None:
     def scenario(transport: Transport) -> None:
         if transport.rank:
-            transport.send_note(b"\xc1 not a frame", 0, Channel.COMMAND)
+            transport.send_note(numbered(b"\xc1 not a frame", 1), 0, Channel.COMMAND)
         else:
             Endpoint(transport).receive(Channel.COMMAND)
 
     with pytest.raises(ProtocolError, match="a frame of 13 bytes has no readable header"):
+        run_threads(Hub(2), scenario)
+
+
+@pytest.mark.parametrize(
+    ("order", "number", "due"),
+    [((0, 1, 1, 2), 2, 3), ((1, 2), 2, 1), ((0, 2), 3, 2), ((1, 0), 2, 1), ((0, 1, 0), 1, 3)],
+    ids=["twice", "the first is lost", "lost", "overtaken", "from long ago"],
+)
+def test_a_frame_that_is_not_the_one_that_was_due_is_noticed(
+    order: tuple[int, ...], number: int, due: int
+) -> None:
+    """What was sent on a channel arrives in another order, with some of it twice or never."""
+
+    def scenario(transport: Transport) -> None:
+        if transport.rank:
+            for index in order:
+                note, _ = encode(Numbered(1, index), [])
+                transport.send_note(numbered(note, index + 1), 0, Channel.REPLY)
+            return
+        endpoint = Endpoint(transport)
+        sentence = f"^rank 0 got frame {number} of rank 1 on channel reply, where frame {due} was"
+        for index in range(due - 1):
+            assert message_of(endpoint.receive(Channel.REPLY)) == Numbered(1, index)
+        with pytest.raises(ProtocolError, match=sentence):
+            endpoint.receive(Channel.REPLY)
+
+    run_threads(Hub(2), scenario)
+
+
+def test_a_note_without_a_number_is_not_the_one_that_was_due() -> None:
+    def scenario(transport: Transport) -> None:
+        if transport.rank:
+            transport.send_note(b"short", 0, Channel.REPLY)
+        else:
+            Endpoint(transport).receive(Channel.REPLY)
+
+    with pytest.raises(ProtocolError, match="got frame 0 of rank 1"):
         run_threads(Hub(2), scenario)
 
 

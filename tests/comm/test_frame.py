@@ -177,6 +177,12 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+def test_a_refusal_is_one_line_whatever_was_announced() -> None:
+    with pytest.raises(ProtocolError) as refusal:
+        decode(header_of(("float\n\x1b[2J", [3], False)))
+    assert str(refusal.value).isprintable()
+
+
 @given(anything, st.lists(tensor_headers, max_size=4), st.binary(max_size=40))
 def test_any_announcement_is_possible_or_refused(message, tensors, inline) -> None:
     check(msgspec.msgpack.encode([message, tensors, inline]))

@@ -1,4 +1,4 @@
-"""Messages that never arrive, under sealed messages: nothing hangs, and no result is lost."""
+"""Messages that never arrive or come twice: nothing hangs, and no result is lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fedmpi.federated.model_file import load_model
 from tests.faults.jobs import Ended, started
 from tests.launch import Launcher
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("here")]
 
 
-def lossy(launcher: Launcher, prepared: Path, fault: str) -> Ended:
-    job = ["--path", prepared, "--rounds=2", "--epochs=1", "--name=it", "--secure-transport"]
+def lossy(launcher: Launcher, prepared: Path, fault: str, sealed: bool = True) -> Ended:
+    job = ["--path", prepared, "--rounds=2", "--epochs=1", "--name=it"]
+    job += ["--secure-transport"] if sealed else []
     env = {"FEDMPI_FAULTS": fault}
     with started(launcher, 3, "run", *job, "--silence-seconds=5", env=env) as running:
         running.process.wait(60)
@@ -36,3 +37,21 @@ def test_a_part_of_a_sum(launcher: Launcher, prepared: Path, here: Path) -> None
     assert "fedmpi: rank 0: " in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     assert "lost rank" not in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["drop", "duplicate"])
+def test_a_command_without_sealed_messages(launcher: Launcher, prepared: Path, fault: str) -> None:
+    """The frames are counted; the next command tells that this one was lost, or came twice."""
+    done = lossy(launcher, prepared, f"{fault} rank=0 round=1 at=Broadcast", sealed=False)
+    assert done.status != 0
+    assert "fedmpi: rank 1: rank 1 got frame" in done.stderr
+    assert "on channel command, where frame" in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_fault_at_a_point_that_there_is_not(launcher: Launcher, prepared: Path) -> None:
+    """It is said, since a person has mistyped it."""
+    done = lossy(launcher, prepared, "kill rank=1 at=Trian; delay rank=2 at=Report", sealed=False)
+    assert done.status == 0
+    assert "fedmpi: rank 1: the fault was not reached: kill rank=1 at=Trian\n" in done.stderr
+    assert done.stderr.count("not reached") == 1

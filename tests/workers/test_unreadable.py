@@ -45,13 +45,8 @@ def note_of(command: Any, tensors: Sequence[torch.Tensor] = (), asks: bool = Fal
 
 def send(crew: Crew, note: bytes, buffers: Sequence[torch.Tensor] = ()) -> None:
     """Sends bytes as they are; over MPI they have left their memory at the next wait."""
-    transport = crew.endpoint.transport
     crew.busy = True
-    outbox = crew.endpoint._outbox
-    outbox.append((transport.send_note(note, 1, Channel.COMMAND), note))
-    for buffer in buffers:
-        raw = buffer.view(torch.uint8)
-        outbox.append((transport.send_buffer(raw, 1, Channel.COMMAND + 1), raw))
+    crew.endpoint._post(note, [raw.view(torch.uint8) for raw in buffers], 1, Channel.COMMAND)
 
 
 def failure(crew: Crew) -> str:
