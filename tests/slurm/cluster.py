@@ -173,6 +173,11 @@ class Cluster:
         [line] = self._show(job)
         return _fields(line)["JobState"]
 
+    def restarts(self, job: str) -> int:
+        """How often a job that is no array has been requeued."""
+        [line] = self._show(job)
+        return int(_fields(line)["Restarts"])
+
     def _show(self, job: str) -> list[str]:
         return self.run("scontrol", "show", "job", "--oneliner", job).splitlines()
 

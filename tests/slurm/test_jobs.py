@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,43 @@ def test_requeue_goes_on_with_the_same_bits(site: Site) -> None:
     done = run_single(command, timeout=120, cwd=site.path)
     assert done.returncode == 0, done.stderr
     assert site.digest(run.name) == site.digest("whole")
+
+
+def test_requeue_at_a_real_time_limit(site: Site) -> None:
+    """A job without an end, with a limit of a minute: SLURM itself sends the signal."""
+    options = (*NODES, "--time=1", "--signal=B:USR1@20")
+    job = site.job("requeue", *JOB, "--rounds", "1000000", options=options)
+    run = site.path / "runs" / f"long-{job}"
+    checkpoints = run / "checkpoints"
+
+    def goes_on() -> bool:
+        """In its second minute, and past what it had in the first."""
+        if site.cluster.restarts(job) != 1 or not any(checkpoints.glob("round-??????.h5")):
+            return False
+        return read_metrics(run / "metrics.jsonl")[-1].round > newest_round(checkpoints) + 5
+
+    site.wait_for(goes_on, job, timeout=300)
+    site.cluster.run("scancel", job)
+    assert site.cluster.wait(job, timeout=60).state == "CANCELLED"
+    played = [m.round for m in read_metrics(run / "metrics.jsonl")]
+    assert played == list(range(1, len(played) + 1))
+
+    # What is left is what was written at the limit: it has the bits of a run that met none.
+    rounds = ("--rounds", str(newest_round(checkpoints) + 3))
+    one = ["--path", "data/one", "--workers", "1", *rounds]
+    whole = ["data/one" if word == "data/digits" else word for word in JOB]
+    for command in (
+        ["run", "--resume", f"runs/{run.name}", *one],
+        ["run", *whole, *rounds, "--workers", "1", "--name", "unlimited"],
+    ):
+        done = run_single(["-m", "fedmpi", *command], timeout=300, cwd=site.path)
+        assert done.returncode == 0, done.stderr
+    assert site.digest(run.name) == site.digest("unlimited")
+
+
+def newest_round(checkpoints: Path) -> int:
+    """The round after which the newest checkpoint was written."""
+    return max(int(path.stem[-6:]) for path in checkpoints.glob("round-??????.h5"))
 
 
 def test_scaling_study(site: Site) -> None:
