@@ -21,7 +21,7 @@ from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.launcher import Launch, launched
 from fedmpi.comm.rank_log import LOG, RANK_LOG
 from fedmpi.comm.signals import SIGNALS
-from fedmpi.errors import FedMPIError, RemoteError, Suspended
+from fedmpi.errors import FedMPIError, RemoteError, Suspended, printable
 
 if TYPE_CHECKING:
     from fedmpi.comm.endpoint import Endpoint
@@ -214,7 +214,7 @@ def _status_of(action: Callable[[], int], rank: int) -> int:
 def _say(text: str) -> None:
     """Prints lines in one piece, so that those of other ranks do not come in between."""
     if text:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
 
 

@@ -85,3 +85,11 @@ class LostRank(FedMPIError):
 
 class SilentRank(FedMPIError):
     """A rank that lives and does not answer, and cannot be ended alone."""
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, but for line breaks and tabs, are written out.
+
+    What a worker or a file says must not move the cursor of a person's terminal.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

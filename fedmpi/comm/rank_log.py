@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 import fedmpi
+from fedmpi.errors import printable
 
 LOG = logging.getLogger("fedmpi")
 LOG.addHandler(logging.NullHandler())  # without it, errors of a program's own job go to stderr
@@ -50,6 +51,16 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class _Line(logging.Formatter):
+    """A record for a person who reads it in a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(rank)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _File(logging.FileHandler):
@@ -119,7 +130,7 @@ class RankLog:
     def _take(self, handler: logging.Handler) -> None:
         assert self._filter
         handler.addFilter(self._filter)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(rank)s: %(message)s"))
+        handler.setFormatter(_Line())
         LOG.addHandler(handler)
         if self._handler is not None:
             LOG.removeHandler(self._handler)

@@ -40,9 +40,11 @@ class Config:
         require(bool(self.model), "model", self.model, "a model's name")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2^63 - 1")
         require(
-            self.name not in (".", "..") and not set(self.name) & set("/\\\0"),
+            self.name not in (".", "..")
+            and self.name.isprintable()
+            and not set(self.name) & {*"/\\"},
             "name",
             self.name,
-            "a folder's name without slashes (the folder above it is --out)",
+            "a folder's name without slashes (the folder above it is --out) or control characters",
         )
         refuse_together(self)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import to_toml
-from fedmpi.data.files import is_abandoned, reason
+from fedmpi.data.files import is_abandoned, reason, sha256
 from fedmpi.errors import DataError, FedMPIError, ForeignFileError, Interrupted, RemoteError
 from fedmpi.federated.checkpoint_file import (
     About,
@@ -95,8 +95,8 @@ class Checkpoints:
 
         Returns the round of the newest checkpoint, 0 if there is none.
 
-        Where clients remember something and their workers are in the middle of a round, what
-        they remember is no longer that of the round before: the newest checkpoint is what is left.
+        Where clients remember something and a later round has begun, what they remember is no
+        longer that of the round before: the newest checkpoint is what is left.
 
         Raises:
             DataError: it cannot be written.
@@ -106,7 +106,7 @@ class Checkpoints:
         if taken is not None and taken.round != self.newest:
             if not self._job.home.remember:
                 self._write(taken, [])
-            elif not self._job.crew.busy:
+            elif self._job.begun == taken.round and not self._job.crew.busy:
                 self._write(taken, self._keep_memory(taken.round))
         return self.newest
 
@@ -148,11 +148,12 @@ class Checkpoints:
         """Waits for the writing thread, and says what went wrong there."""
         if self._writing is None:
             return
-        writing, self._writing = self._writing, None
         try:
-            writing.result()
+            self._writing.result()
         except FedMPIError as error:
             self._say(_failed(error))
+        # A signal that ends this wait leaves it to be waited for again.
+        self._writing = None
 
     def _keep_memory(self, number: int) -> list[ClientsFile]:
         if not self._job.home.remember:
@@ -162,7 +163,8 @@ class Checkpoints:
 
     def _write(self, taken: _Taken, clients: list[ClientsFile]) -> None:
         _make(self._folder)
-        about = About(taken.round, self._text, self._job.dataset.name, clients)
+        job = self._job
+        about = About(taken.round, self._text, job.dataset.name, clients, job.gone)
         self._secure_records()
         write_checkpoint(path_of(self._folder, taken.round), Checkpoint(about, taken.state))
         self.newest = taken.round
@@ -217,7 +219,8 @@ def resume(
 
     Raises:
         UsageError: a checkpoint is of another run, of other data, or of another version.
-        DataError: there are checkpoints, and none can be read.
+        DataError: there are checkpoints, and none can be read; or one may be whole, and some rank
+            cannot read it.
     """
     rounds = rounds_in(folder)
     unread: list[tuple[Path, FedMPIError]] = []
@@ -233,9 +236,13 @@ def resume(
         except (DataError, RemoteError) as error:
             if isinstance(error, RemoteError) and error.remote_traceback:
                 raise
+            _refuse_unreadable(path, error)
             unread.append((path, error))
             continue
-        job.played = checkpoint.about.round
+        about = checkpoint.about
+        job.go_on_after(about.round, about.gone)
+        if about.gone:
+            say(f"going on without {len(about.gone)} clients that had died with a worker")
         break
     if unread and not job.played:
         raise DataError(
@@ -243,8 +250,34 @@ def resume(
             "with the first round again"
         )
     for path, why in unread:
-        path.replace(path.with_name(f"{path.name}.damaged"))
+        try:
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        except OSError as error:
+            raise DataError(f"cannot set {path} aside: {reason(error)}") from error
         say(f"{why}: set aside, going on from the checkpoint after round {job.played}")
+
+
+def _refuse_unreadable(path: Path, error: FedMPIError) -> None:
+    """Refuses to give up a checkpoint that may be whole: permissions, a folder that is away.
+
+    Raises:
+        DataError: its file cannot be read; or it and those of its clients are what was written.
+    """
+    whole = False
+    try:
+        with open(path, "rb") as file:
+            while file.read(2**20):
+                pass
+        about = read_checkpoint(path).about
+        whole = all(sha256(path.parent / entry.file) == entry.sha256 for entry in about.clients)
+    except OSError as unreadable:
+        raise DataError(
+            f"cannot read {path}: {reason(unreadable)}; mend that and resume again"
+        ) from None
+    except DataError:
+        pass
+    if whole:
+        raise DataError(f"{path} is whole, but {error}; mend that and resume again")
 
 
 def _make(folder: Path) -> None:

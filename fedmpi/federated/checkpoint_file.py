@@ -45,12 +45,14 @@ class About:
         config: of the job, as TOML.
         dataset: 64 hex digits that name the data, however it is split.
         clients: files with what clients remember.
+        gone: clients that had died with a worker; the run goes on without them.
     """
 
     round: int
     config: str
     dataset: str
     clients: list[ClientsFile] = field(default_factory=list)
+    gone: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,9 @@ def _make_ready(
         command.smallest_batch,
         device,
     )
-    refuse_memory(worker.transport, worker_bytes(command.config, trainer.state, len(shard.ids)))
+    remembers = bool(trainer.memory())
+    needed = worker_bytes(command.config, trainer.state, len(shard.ids), remembers)
+    refuse_memory(worker.transport, needed)
     trainer.visits = visits
     trainer.between = worker.heartbeat.between
     if command.config.comm.silence_seconds != "auto":

@@ -102,7 +102,7 @@ class Job:
         check_attack(config.attack, self.dataset.row_shape, self.dataset.classes)
         self.model = self._make_model()
         home = self.dataset.set_up_workers(for_workers(config, strategy), crew, self.model)
-        self.home, self.played = home, 0
+        self.home, self.begun, self.played = home, 0, 0
         self.attackers = appoint(config, crew, home.rank)
         device = pick(config.compute.device, crew.endpoint.transport.local_rank)
         self.config = resolved(config, self.dataset, crew, device)
@@ -141,6 +141,16 @@ class Job:
         local = {"local_privacy": self._privacy} if self._privacy else {}
         return self._rounds.carried() | local
 
+    @property
+    def gone(self) -> list[int]:
+        """Clients that died with a worker, ascending."""
+        return self._survivors.gone
+
+    def go_on_after(self, number: int, gone: list[int]) -> None:
+        """Goes on after a round, without the clients that had died by then."""
+        self.begun = self.played = number
+        self._survivors.leave_out(gone)
+
     def run(self, observer: Observer) -> None:
         """Trains on up to the configured rounds, the target accuracy or the privacy budget.
 
@@ -160,6 +170,7 @@ class Job:
         ended, sent = clock(), self._rounds.traffic()
         for number in range(self.played + 1, federated.rounds + 1):
             begun, sent_before = clock(), sent
+            self.begun = number
             lr = federated.lr * federated.lr_decay ** (number - 1)
             cohort, outcome = self._survivors.insist(partial(self._play, number, lr, observer))
             played = clock()

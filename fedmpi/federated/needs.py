@@ -37,8 +37,15 @@ def keeps_updates(config: Config) -> bool:
     return defended or config.attack.kind in COLLUDING
 
 
-def worker_bytes(config: Config, state: FlatState, clients: int) -> int:
-    """Memory that the models, sums and kept updates of a worker with so many clients take."""
+def worker_bytes(config: Config, state: FlatState, clients: int, remember: bool = False) -> int:
+    """Memory that models, sums, kept updates and what is remembered take on a worker.
+
+    Args:
+        config: of the job.
+        state: the model.
+        clients: of the worker.
+        remember: they carry something as long as the model from round to round.
+    """
     state_bytes = sum(vector.nbytes for vector in state.vectors)
     client_bytes = state_bytes * (1 + descent_of(config).kinds)
     stacked = stack_size(config.compute.stack, client_bytes, clients)
@@ -47,7 +54,16 @@ def worker_bytes(config: Config, state: FlatState, clients: int) -> int:
     # The model that clients start from, the resident one, the stack.
     models = state_bytes + (1 + stacked) * client_bytes
     # The sum, and a piece of another's.
-    return models + 2 * state.numel * _SUM_BYTES + kept
+    sums = 2 * state.numel * _SUM_BYTES
+    remembered = _remembered_bytes(config, state.numel, clients) if remember else 0
+    return models + sums + kept + remembered
+
+
+def _remembered_bytes(config: Config, numel: int, clients: int) -> int:
+    """What so many clients remember, once those have trained that will."""
+    federated = config.federated
+    trained = min(clients, federated.rounds * cohort_size(clients, federated.fraction))
+    return trained * numel * _UPDATE_BYTES
 
 
 def refuse_memory(transport: Transport, needed: int) -> None:
@@ -71,18 +87,61 @@ def refuse_memory(transport: Transport, needed: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that processes of this node can still have, its limit for this job included."""
+    """Bytes that processes of this node can still have, the limits of this job included."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = [_meminfo() or pages]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    used = Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-        found.append(max(0, int(text) - int(used.read_text())))
-    return min(found)
+    return min(_meminfo() or pages, *limits_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
 
 
-def refuse_disk(config: Config, model: nn.Module) -> None:
+def limits_left(membership: Path, root: Path) -> list[int]:
+    """What each control group that this process is in still allows, in bytes.
+
+    A batch system limits a job by a group of its own below the root; the groups above it count too.
+    What the kernel could take back from the cache of files is not counted as used.
+
+    Args:
+        membership: lines `number:controllers:path`, one without controllers for version 2.
+        root: where the groups are mounted.
+    """
+    try:
+        lines = membership.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers:
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = base / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(base) and (left := _left(group, *names)) is not None:
+                found.append(left)
+    return found
+
+
+def _left(group: Path, limit: str, used: str, cache: str) -> int | None:
+    """Of one control group; None if it has no limit, or is not to be seen from in a container."""
+    try:
+        most = (group / limit).read_text(encoding="ascii").strip()
+        if not most.isdecimal():
+            return None
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        taken = int((group / used).read_text()) - int(stat.get(cache, 0))
+    except OSError:
+        return None
+    return max(0, int(most) - taken)
+
+
+def refuse_disk(config: Config, model: nn.Module, remember: bool = False) -> None:
     """Refuses a run whose files do not fit on the disk of `config.out`.
+
+    Args:
+        config: of the job.
+        model: whose parameters and buffers are kept.
+        remember: so do clients with something as long as the model.
 
     Raises:
         UsageError: says how much is needed and how much there is.
@@ -95,7 +154,8 @@ def refuse_disk(config: Config, model: nn.Module) -> None:
     keep = config.checkpoint.keep + 1 if _writes_checkpoints(config) else 0
     state = model.state_dict().values()
     state_bytes, numel = sum(t.nbytes for t in state), sum(t.numel() for t in state)
-    needed = state_bytes + keep * (state_bytes + _MOMENTS * numel * _SUM_BYTES)
+    clients = _remembered_bytes(config, numel, config.data.clients) if remember else 0
+    needed = state_bytes + keep * (state_bytes + _MOMENTS * numel * _SUM_BYTES + clients)
     if needed > disk.free:
         raise UsageError(
             f"{out} needs about {_size(needed)} for the model and {keep} checkpoints, and "

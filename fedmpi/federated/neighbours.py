@@ -109,8 +109,9 @@ def neighbourhood(
         ring = [clients[place] for place in order]
         steps = [step for step in range(-k // 2, k // 2 + 1) if step]
         neighbours = {u: sorted(ring[(i + s) % n] for s in steps) for i, u in enumerate(ring)}
-    # Rounding must not ask for one more: 0.55 of 20 is 11.000000000000002.
-    threshold = math.ceil(secure.threshold * k - 1e-9)
+    # Rounding must not ask for one more (0.55 of 20 is 11.000000000000002), nor for half: two
+    # stories that an owner tells would then both find enough shares.
+    threshold = max(math.ceil(secure.threshold * k - 1e-9), k // 2 + 1)
     return Neighbourhood(number, attempt, rank, neighbours, threshold)
 
 

@@ -20,13 +20,12 @@ from fedmpi.federated.commands import Report, Reported
 from fedmpi.federated.datasets import Dataset
 from fedmpi.federated.metrics import LostWorker
 from fedmpi.federated.rounds import Home
-from fedmpi.federated.strategies import strategy_class
 from fedmpi.workers.crew import Crew
 
 T = TypeVar("T")
 
 
-def what_dies(config: Config) -> str:
+def what_dies(config: Config, home: Home) -> str:
     """What a job cannot go on without when a worker dies; empty if there is nothing."""
     federated = config.federated
     if federated.on_lost_worker == "stop":
@@ -35,9 +34,11 @@ def what_dies(config: Config) -> str:
         return f"its secrets (secure.kind = {federated.secure.kind!r}): no sum is taken twice"
     if federated.privacy.kind == "local":
         return "the noise that its clients have chosen (privacy.kind = 'local')"
-    step = strategy_class(federated.strategy.kind).client_step
-    if step and step.remembers:
-        return f"what its clients remember (strategy.kind = {federated.strategy.kind!r})"
+    if home.remember:
+        told = f"strategy.kind = {federated.strategy.kind!r}"
+        if config.attack.kind != "none":
+            told += f", attack.kind = {config.attack.kind!r}"
+        return f"what its clients remember ({told})"
     return ""
 
 
@@ -53,6 +54,7 @@ class Survivors:
 
     Attributes:
         clients: all that can be trained, ascending.
+        gone: those that cannot any more, ascending.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Survivors:
         attackers: frozenset[int],
     ) -> None:
         self.clients = sorted(home.rank)
+        self.gone: list[int] = []
         self._config = config
         self._crew = crew
         self._dataset = dataset
@@ -90,7 +93,7 @@ class Survivors:
                     lost = None
                 return action()
             except LostRank as found:
-                if reason := what_dies(self._config):
+                if reason := what_dies(self._config, self._home):
                     raise _ends(found, reason) from None
                 lost = found
 
@@ -98,6 +101,13 @@ class Survivors:
         """Those that have died since this was last asked."""
         lost, self._lost = self._lost, []
         return lost
+
+    def leave_out(self, clients: list[int]) -> None:
+        """Goes on without some clients: they are in no later round."""
+        for client in clients:
+            del self._home.rank[client], self._home.rows[client], self._home.steps[client]
+        self.clients = sorted(self._home.rank)
+        self.gone = sorted([*self.gone, *clients])
 
     def _go_on(self, lost: LostRank) -> None:
         """Begins anew with those that are left; more of them may die in it."""
@@ -109,7 +119,6 @@ class Survivors:
         while self._homeless:
             self._rehouse(self._homeless[0])
             del self._homeless[0]
-        self.clients = sorted(self._home.rank)
         if not self.clients:
             raise FedMPIError(f"{lost}; nobody can read the clients' rows any more")
         for rank in sorted({self._home.rank[c] for c in self.clients} if self._attackers else ()):
@@ -127,8 +136,7 @@ class Survivors:
                 home.rank[client] = heir
                 moved.append((client, heir))
         lost = sorted(c for c, rank in home.rank.items() if rank == dead)
-        for client in lost:
-            del home.rank[client], home.rows[client], home.steps[client]
+        self.leave_out(lost)
         said = [sentence for sentence in self._crew.vigil.said if f"rank {dead} " in sentence]
         record = LostWorker(dead, host, said[-1] if said else "its process died", moved, lost)
         LOG.warning("%s", record)

@@ -5,6 +5,7 @@ A launcher's status does not tell: that of Open MPI with ULFM is 0 whoever has d
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,7 +48,9 @@ def recording_outcome(path: Path, rounds: Sequence[RoundMetrics]) -> Iterator[No
         yield
     except BaseException as error:
         told = str(error) if isinstance(error, FedMPIError) else f"{type(error).__name__}: {error}"
-        status = getattr(error, "exit_status", FedMPIError.exit_status)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = 128 + signal.SIGINT if interrupted else FedMPIError.exit_status
+        status = getattr(error, "exit_status", status)
         # On a disk that is full this fails too, for the reason that is told already.
         with suppress(OSError, DataError):
             _save(path, rounds, status, told)

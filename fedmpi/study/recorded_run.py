@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.signals import SIGNALS
 from fedmpi.config import Config
 from fedmpi.data.files import remove_abandoned
-from fedmpi.errors import Interrupted, Suspended
+from fedmpi.errors import FedMPIError, Interrupted, Suspended
 from fedmpi.federated.checkpoint import Checkpoints
 from fedmpi.federated.job import Job, Observer
 from fedmpi.federated.metrics import RoundMetrics
@@ -25,7 +26,7 @@ from fedmpi.study.outcome import lost_line, recording_outcome
 from fedmpi.study.plot import curve
 from fedmpi.study.progress import Progress
 from fedmpi.study.records import Records
-from fedmpi.study.resume import Resumed
+from fedmpi.study.resume import Resumed, why_ended
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.logs import open_logs
@@ -101,13 +102,17 @@ def _play(
     job: Job | EncryptedJob, crew: Crew, console: Console, resumed: Resumed | None
 ) -> tuple[list[RoundMetrics], RunFolder]:
     """Trains, with everything that is recorded on the way and at the end; returns all rounds."""
-    refuse_disk(job.config, job.model)
+    refuse_disk(job.config, job.model, isinstance(job, Job) and job.home.remember)
     folder = resumed.folder if resumed else RunFolder.create(job.config)
     remove_abandoned(folder.path)
     open_logs(crew, folder.logs)
     rounds: list[RoundMetrics] = []
-    with recording_outcome(folder.outcome, rounds):
-        _record(job, crew, console, folder, resumed, rounds)
+    # Another process may be writing them, whose outcome is not for this one to tell.
+    with (
+        Records(folder, job.config, resumed.done if resumed else None) as records,
+        recording_outcome(folder.outcome, rounds),
+    ):
+        _record(job, crew, console, folder, resumed, rounds, records)
         if job.config.secure.learns == "model":
             save_model(folder.model, job.model, job.config)
         curve(rounds, folder.curve, folder.path.name)
@@ -121,6 +126,7 @@ def _record(
     folder: RunFolder,
     resumed: Resumed | None,
     rounds: list[RoundMetrics],
+    records: Records,
 ) -> None:
     """Trains; `rounds` takes those that end, after those that had ended before."""
     config, asked = job.config, job.config.federated.rounds
@@ -130,8 +136,6 @@ def _record(
         with ExitStack() as stack, SIGNALS.patient():
             for line in job.remarks:
                 _print(console, line)
-            done = resumed.done if resumed else None
-            records = stack.enter_context(Records(folder, config, done))
             rounds += resumed.take_over(config) if resumed else []
             shown = stack.enter_context(Progress(console, asked, list(rounds)))
             observer = Observer(records.round, records.clients, records.scores)
@@ -152,11 +156,18 @@ def _record(
                 )
                 shown.round(metrics)
 
-            job.run(replace(observer, round=after_round))
+            # A run that left after its last round has only its model to write.
+            if not why_ended(rounds, config):
+                job.run(replace(observer, round=after_round))
             if checkpoints:
                 checkpoints.finish()
     except Interrupted as signal:
         raise Suspended(f"{signal}: {_leave(checkpoints, asked)}{how}") from None
+    except SystemExit as leave:
+        raise FedMPIError(
+            f"code of this job called sys.exit({leave.code!r}), {len(rounds)} of {asked} rounds "
+            "have ended: raise an error instead"
+        ) from leave
     finally:
         if checkpoints:
             checkpoints.close()
@@ -173,7 +184,7 @@ def _leave(checkpoints: Checkpoints | None, asked: int) -> str:
 def resuming(crew: Crew, folder: RunFolder) -> str:
     """The command with which a run goes on."""
     ranks = "" if crew.in_process else f"mpirun -n {len(crew.ranks) + 1} "
-    return f"{ranks}python -m fedmpi run --resume {folder.path}"
+    return f"{ranks}python -m fedmpi run --resume {shlex.quote(str(folder.path))}"
 
 
 def _print(console: Console, line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,22 +197,27 @@ class Resumed:
         return rounds
 
 
+def why_ended(rounds: Sequence[RoundMetrics], config: Config) -> str:
+    """Why no round comes after these; empty if one does."""
+    federated, last = config.federated, rounds[-1] if rounds else None
+    if last is None:
+        return ""
+    if last.stopped:
+        return last.stopped
+    if 0 < federated.target_accuracy <= (last.test_metric or 0.0):
+        return "target_accuracy is reached"
+    return "ask for more --rounds to go on" if last.round >= federated.rounds else ""
+
+
 def _refuse_ended(folder: RunFolder, config: Config) -> None:
     if not (folder.model.exists() and folder.metrics.exists()):
         return
-    rounds, federated = read_metrics(folder.metrics), config.federated
-    last = rounds[-1] if rounds else None
-    if last is None:
-        return
-    reached = 0 < federated.target_accuracy <= (last.test_metric or 0.0)
-    if last.round < federated.rounds and not last.stopped and not reached:
-        return
-    why = last.stopped or (
-        "target_accuracy is reached" if reached else "ask for more --rounds to go on"
-    )
-    raise UsageError(
-        f"{folder.path} has ended after {last.round} of {federated.rounds} rounds: {why}"
-    )
+    rounds = read_metrics(folder.metrics)
+    if why := why_ended(rounds, config):
+        raise UsageError(
+            f"{folder.path} has ended after {rounds[-1].round} of {config.federated.rounds} "
+            f"rounds: {why}"
+        )
 
 
 def _listed(found: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from fedmpi.comm.endpoint import Endpoint
 from fedmpi.comm.threads import Aborted, Hub
-from fedmpi.errors import FedMPIError
+from fedmpi.errors import FedMPIError, printable
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.worker import Worker
 
@@ -32,7 +32,7 @@ def in_process_crew(workers: int) -> Iterator[Crew]:
         except BaseException as error:
             # Whatever it is, the owner must not wait for this rank any longer.
             if isinstance(error, FedMPIError):
-                print(f"fedmpi: rank {rank}: {error}", file=sys.stderr, flush=True)
+                print(printable(f"fedmpi: rank {rank}: {error}"), file=sys.stderr, flush=True)
             else:
                 traceback.print_exc()
             hub.abort(1)

@@ -239,6 +239,7 @@ def test_a_dead_owner(openmpi: Launcher, shards: Path, there: Path) -> None:
         pytest.param(
             ["--strategy.kind=scaffold"], "strategy.kind = 'scaffold'", marks=pytest.mark.long
         ),
+        (["--attack.kind=free_rider", "--attack.clients=2"], "attack.kind = 'free_rider'"),
     ],
 )
 def test_a_job_that_does_not_go_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import shutil
@@ -17,8 +18,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedmpi.config import CheckpointConfig, Config, from_mapping
-from fedmpi.errors import DataError, ForeignFileError, UsageError
+from fedmpi.config import CheckpointConfig, Config, PrivacyConfig, from_mapping
+from fedmpi.errors import (
+    DataError,
+    FedMPIError,
+    ForeignFileError,
+    Interrupted,
+    Suspended,
+    UsageError,
+)
+from fedmpi.federated import client_memory
+from fedmpi.federated import job as job_module
 from fedmpi.federated.checkpoint import remove, rounds_in
 from fedmpi.federated.checkpoint_file import (
     About,
@@ -28,6 +38,7 @@ from fedmpi.federated.checkpoint_file import (
     write_checkpoint,
 )
 from fedmpi.federated.model_file import load_model, save_model
+from fedmpi.study.outcome import RunOutcome, read_outcome
 from fedmpi.study.recorded_run import run
 from fedmpi.study.run_folder import RunFolder
 from fedmpi.workers.in_process import in_process_crew
@@ -298,13 +309,14 @@ def test_a_disk_error_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_that_go_on_at_once(copy) -> None:
-    import fcntl
-
+    """The second leaves nothing in the folder, an outcome least of all."""
     folder, config, _ = copy
+    folder.outcome.unlink()
     with open(folder.metrics, "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="is being written by another process"):
             play(config, 2, str(folder.path))
+    assert not folder.outcome.exists()
 
 
 @pytest.mark.parametrize(
@@ -371,3 +383,107 @@ def test_killed_while_it_writes(when: str, tmp_path: Path) -> None:
     assert [file.name.startswith(".round-000009.h5.tmp-") for file in tmp_path.iterdir()] == [True]
     remove(tmp_path, lambda number: False)
     assert list(tmp_path.iterdir()) == []
+
+
+ENDS: dict[str, dict[str, Any]] = {
+    "the privacy budget": {
+        "privacy": PrivacyConfig(kind="central", noise_multiplier=1.0, epsilon=14.0)
+    },
+    "target_accuracy": {"target_accuracy": 0.15},
+}
+
+
+@pytest.mark.parametrize("why", ENDS)
+def test_a_run_that_left_after_its_last_round_plays_no_more(why: str, tmp_path: Path) -> None:
+    """It was killed, or left by a signal, between the last checkpoint and its model."""
+    config = job(tmp_path, "clear")
+    config = replace(config, federated=replace(config.federated, **ENDS[why]))
+    folder, _ = play(config, 2)
+    expected, lines = bits(folder), records(folder.metrics)
+    assert len(lines) < 4
+    as_killed_after(folder, 4)
+    play(resumed(config), 2, str(folder.path))
+    assert records(folder.metrics) == lines
+    assert bits(folder) == expected
+    assert read_outcome(folder.outcome) == RunOutcome(0, len(lines))
+
+
+@pytest.mark.parametrize("kind", ["scaffold", "free riders", "fedadam"])
+def test_a_round_given_up_while_it_is_evaluated(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients have trained, and what they remember is that of this round already."""
+    config = replace(job(tmp_path, kind), checkpoint=CheckpointConfig(every_minutes=60.0, keep=4))
+    expected = bits(play(replace(config, name="whole"), 2)[0])
+    evaluate, rounds = job_module.evaluate, iter(range(1, 5))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(rounds) == 3:
+            raise Interrupted("SIGUSR1")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(job_module, "evaluate", interrupted)
+    with pytest.raises(Suspended):
+        play(config, 2)
+    monkeypatch.setattr(job_module, "evaluate", evaluate)
+    folder = RunFolder(Path(config.out) / "it")
+    assert rounds_in(folder.checkpoints) == ([2] if kind == "fedadam" else [])
+    play(resumed(config), 2, str(folder.path))
+    assert bits(folder) == expected
+
+
+def test_clients_that_died_with_a_worker_stay_away(tmp_path: Path) -> None:
+    """Another model would be neither that of the survivors nor that of all clients."""
+    config = job(tmp_path, "clear")
+    folder, _ = play(config, 2)
+    as_killed_after(folder, 2)
+    path = folder.checkpoints / "round-000002.h5"
+    found = read_checkpoint(path)
+    assert found.about.gone == []
+    about = replace(found.about, gone=[0, 3, 5, 7])
+    write_checkpoint(path, Checkpoint(about, found.state))
+    _, said = play(resumed(config), 2, str(folder.path))
+    assert "going on without 4 clients that had died with a worker\n" in said
+    assert read_checkpoint(folder.checkpoints / "round-000004.h5").about.gone == [0, 3, 5, 7]
+    assert {line["clients"] for line in records(folder.metrics)[2:]} == {6}
+
+
+@pytest.mark.parametrize("unread", ["checkpoint", "clients"])
+def test_a_whole_checkpoint_that_cannot_be_read_is_not_given_up(
+    unread: str, copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the wrong permissions, or on a node that does not see the folder."""
+    folder, config, _ = copy
+    newest = folder.checkpoints / "round-000003.h5"
+    if unread == "checkpoint":
+        link = newest.rename(newest.with_name("kept"))
+        newest.mkdir()  # cannot be read, by root neither
+        sentence = r"cannot read .*round-000003.h5: Is a directory; mend that and resume again"
+    else:
+
+        def away(path: Path, *_: Any) -> Any:
+            raise DataError(f"cannot read {path}: Permission denied")
+
+        monkeypatch.setattr(client_memory, "open_checked", away)
+        sentence = r"round-000003.h5 is whole, but .*Permission denied; mend that and resume again"
+    with pytest.raises(DataError, match=sentence):
+        play(config, 2, str(folder.path))
+    assert not list(folder.checkpoints.glob("*.damaged"))
+    if unread == "checkpoint":
+        newest.rmdir()
+        link.rename(newest)
+
+
+def test_code_that_leaves_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its status would be 0, and the job one that has ended well."""
+
+    def leaving(*arguments: Any) -> Any:
+        sys.exit()
+
+    monkeypatch.setattr(job_module, "evaluate", leaving)
+    config = job(tmp_path, "clear")
+    with pytest.raises(FedMPIError, match=r"called sys.exit\(None\), 0 of 4 rounds have ended"):
+        play(config, 2)
+    outcome = read_outcome(RunFolder(Path(config.out) / "it").outcome)
+    assert outcome is not None
+    assert outcome.exit_status == 1

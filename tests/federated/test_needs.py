@@ -21,7 +21,7 @@ from fedmpi.config import (
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.federated import needs
 from fedmpi.federated.flat_state import FlatState
-from fedmpi.federated.needs import available_memory, refuse_disk, worker_bytes
+from fedmpi.federated.needs import available_memory, limits_left, refuse_disk, worker_bytes
 from tests.federated.lab import DIGITS, config_of, play_alone
 
 MIB = 2**20
@@ -48,6 +48,43 @@ def test_updates_that_are_kept_grow_with_the_cohort(how: dict) -> None:
     config = Config(federated=FederatedConfig(fraction=0.5, **how))
     few, many = (worker_bytes(config, state(), clients) for clients in (100, 200))
     assert many - few == 50 * 4 * MIB
+
+
+def test_what_clients_remember_counts_once_they_have_trained() -> None:
+    for rounds, clients in ((1, 10), (5, 50), (10, 100), (50, 100)):
+        config = Config(federated=FederatedConfig(fraction=0.1, rounds=rounds))
+        with_it, without = (worker_bytes(config, state(), 100, kept) for kept in (True, False))
+        assert with_it - without == clients * 4 * MIB
+
+
+GROUPS = {
+    2: ("0::/job/step\n", "", "memory.max", "memory.current", "inactive_file"),
+    1: (
+        "5:cpu:/\n4:memory,hugetlb:/job/step\n",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+def test_the_limits_of_a_job_count(version: int, tmp_path: Path) -> None:
+    """Its own and that of the groups above it, the cache of files left out."""
+    text, base, limit, used, cache = GROUPS[version]
+    membership, root = tmp_path / "cgroup", tmp_path / "groups"
+    membership.write_text(text)
+    folders = [root / base, root / base / "job", root / base / "job" / "step"]
+    for folder, most in zip(folders, ("max", str(900 * MIB), str(500 * MIB)), strict=True):
+        folder.mkdir(parents=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{300 * MIB}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{cache} {100 * MIB}\n")
+    assert limits_left(membership, root) == [300 * MIB, 700 * MIB]
+    shutil.rmtree(folders[-1])
+    assert limits_left(membership, root) == [700 * MIB]
+    assert limits_left(tmp_path / "nowhere", root) == []
 
 
 def test_what_is_free_is_less_than_the_node_has() -> None:
@@ -80,5 +117,8 @@ def test_a_run_that_does_not_fit_on_the_disk(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * MIB, total=1))
     with pytest.raises(UsageError, match=r"needs about 104 MiB for the model and 5 checkpoints"):
         refuse_disk(config, model)
-    refuse_disk(Config(out=str(out), checkpoint=CheckpointConfig(keep=3)), model)
+    fewer = Config(out=str(out), checkpoint=CheckpointConfig(keep=3))
+    refuse_disk(fewer, model)
+    with pytest.raises(UsageError, match="for the model and 4 checkpoints"):
+        refuse_disk(fewer, model, remember=True)
     assert not out.exists()

@@ -27,7 +27,7 @@ def test_an_end(tmp_path: Path) -> None:
         (UsageError("7 shards"), 2, "7 shards"),
         (LostRank("lost rank 3", (3,)), 1, "lost rank 3"),
         (ZeroDivisionError("at sea"), 1, "ZeroDivisionError: at sea"),
-        (KeyboardInterrupt(), 1, "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt: "),
     ],
 )
 def test_an_error(tmp_path: Path, error: BaseException, status: int, reason: str) -> None:
