@@ -14,6 +14,7 @@ from fedmpi.errors import UsageError
 KINDS = {
     "kill": "the process ends by SIGKILL, as when a node or the kernel's memory killer takes it",
     "stop": "the process stops by SIGSTOP and answers nothing any more",
+    "signal": "the process is sent SIGUSR1, as by a batch system before its time limit",
     "raise": "an exception that nobody foresaw",
     "delay": "sleeps for `seconds`",
     "drop": "the next message that the rank sends is lost",

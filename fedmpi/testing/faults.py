@@ -6,8 +6,8 @@ Points are named after what happens there, `at=`:
 
 - on a worker, a command's name (`Train`, `Broadcast`, `ReduceSum`, `Report`, `SetUp` ...): before
   the worker obeys it; with `:done` behind it, after it has;
-- on rank 0, a command's name: before the owner sends it to the first worker of a round; and
-  `evaluate`, before the model is evaluated.
+- on rank 0, a command's name: before the owner sends it to the first worker of a round; `evaluate`,
+  before the model is evaluated; `checkpoint` and `model`, before they are written.
 
 A round is that of the latest command that names one. Every fault happens once, and says so on
 stderr; one that has not happened when its process ends says that. Nothing of this is loaded in a
@@ -33,7 +33,8 @@ from fedmpi.comm.mpi import MpiTransport
 from fedmpi.comm.threads import ThreadTransport
 from fedmpi.comm.transport import Pending, Transport
 from fedmpi.errors import UsageError
-from fedmpi.federated import job
+from fedmpi.federated import checkpoint, job
+from fedmpi.study import recorded_run
 from fedmpi.testing.fault import Fault, parse
 from fedmpi.workers import worker as worker_module
 from fedmpi.workers.command import Answer, Command, Entry, Reply
@@ -101,6 +102,8 @@ class Faults:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "signal":
+                os.kill(os.getpid(), signal.SIGUSR1)
             case "raise":
                 raise RuntimeError(f"a fault on {where}")
             case "delay":
@@ -178,7 +181,7 @@ def _watch_worker(faults: Faults) -> None:
 
 
 def _watch_owner(faults: Faults) -> None:
-    tell_all, evaluate = Crew.tell_all, job.evaluate
+    tell_all = Crew.tell_all
 
     # Every command goes this way; those to one worker too.
     def told(
@@ -187,12 +190,17 @@ def _watch_owner(faults: Faults) -> None:
         faults.reach(OWNER, type(command).__name__, command)
         tell_all(crew, ranks, command, tensors)
 
-    def evaluated(*arguments: Any, **keywords: Any) -> Any:
-        faults.reach(OWNER, "evaluate")
-        return evaluate(*arguments, **keywords)
+    def reached_before(point: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def reached(*arguments: Any, **keywords: Any) -> Any:
+            faults.reach(OWNER, point)
+            return function(*arguments, **keywords)
+
+        return reached
 
     Crew.tell_all = told  # type: ignore[method-assign, assignment]
-    job.evaluate = evaluated
+    job.evaluate = reached_before("evaluate", job.evaluate)
+    checkpoint.write_checkpoint = reached_before("checkpoint", checkpoint.write_checkpoint)
+    recorded_run.save_model = reached_before("model", recorded_run.save_model)
 
 
 def _watch_wire(kind: type[Transport], faults: Faults) -> None:

@@ -15,17 +15,27 @@ CONFIGURATIONS: dict[str, list[str]] = {
     "scaffold": ["--strategy.kind=scaffold"],
     "fedadam": ["--strategy.kind=fedadam", "--strategy.server-lr=0.01"],
     "private": ["--privacy.kind=central", "--privacy.noise-multiplier=1.0"],
+    "budget": [
+        "--privacy.kind=central",
+        "--privacy.noise-multiplier=1.0",
+        "--privacy.epsilon=20",
+    ],
+    "target": ["--target-accuracy=0.5"],
 }
-"""Options of each; all train the digits on 8 clients for ROUNDS rounds."""
+"""Options of each; all train the digits on 8 clients for ROUNDS rounds, but for those of ENDS."""
+ENDS = {"budget": 2, "target": 2}
+"""Rounds after which these end by themselves."""
 COMMON = [
     "--source=digits", "--clients=8", f"--rounds={ROUNDS}", "--epochs=1", "--lr=0.1",
     "--fraction=0.75", "--checkpoint.every-rounds=1", "--silence-seconds=8", "--name=it",
 ]  # fmt: skip
 
-ON_WORKERS = ("Broadcast", "Train", "Train:done", "Report", "Report:done")
-ON_THE_OWNER = ("Broadcast", "Train", "Report", "evaluate")
+ON_WORKERS = ("SetUp", "Broadcast", "Train", "Train:done", "Report", "Report:done", "KeepMemory")
+ON_THE_OWNER = ("SetUp", "Broadcast", "Train", "Report", "evaluate", "checkpoint", "model")
+ONCE = ("SetUp", "model")
+"""Points that belong to no round."""
 ON_THE_WIRE = ("drop", "duplicate", "corrupt")
-KINDS = ("kill", "kill", "kill and flip", "raise", "stop", "delay", "fill", *ON_THE_WIRE)
+KINDS = ("kill", "kill", "kill and flip", "raise", "signal", "stop", "delay", "fill", *ON_THE_WIRE)
 """Kinds of faults by how often they are drawn; `flip` is a bit of the newest checkpoint."""
 
 
@@ -78,8 +88,6 @@ def draw(number: int, full_disks: bool) -> Case:
     found = launchers()
     launcher = drawn.choice([*(found[name] for name in sorted(found)), None])
     ulfm = launcher is not None and launcher.name == "openmpi" and drawn.random() < 0.5
-    if ulfm and kind in ON_THE_WIRE:
-        ulfm = False
     ranks, again = drawn.choice((2, 3, 4)), drawn.choice((2, 3, 4))
     if kind == "stop" and launcher is None:
         kind = "delay"  # a process that is stopped alone is one that a person has suspended
@@ -87,8 +95,12 @@ def draw(number: int, full_disks: bool) -> Case:
     if kind == "stop":
         rank = max(rank, 1)  # workers wait for a day for an owner that is suspended
     point = drawn.choice(ON_WORKERS if rank else ON_THE_OWNER)
-    what = kind.split(" ", 1)[0]
-    fault = f"{what} rank={rank} round={drawn.randint(1, ROUNDS)} at={point}"
+    if point == "KeepMemory" and configuration != "scaffold":
+        point = "Train"
+    what, number_of_round = kind.split(" ", 1)[0], drawn.randint(1, ENDS.get(configuration, ROUNDS))
+    fault = f"{what} rank={rank} at={point}"
+    if point not in ONCE:
+        fault += f" round={number_of_round}"
     if kind == "delay":
         fault += " seconds=2"
     return Case(number, configuration, launcher, ulfm, ranks, again, kind, fault)
