@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmpi.comm.frame import ProtocolError
 from fedmpi.comm.waiting import wait_until
 from fedmpi.errors import FedMPIError, LostRank
 
@@ -74,8 +75,9 @@ class Members:
         self._next_look = 0.0
         self._me = comm.rank
         self._launcher = os.getppid()
-        found = [text.split(" ", 2) for text in _told_to_all(comm, _identity())]
-        self._pids = [int(pid) for pid, _, _ in found]
+        told = _told_to_all(comm, _identity())
+        found = [_read_identity(text, rank) for rank, text in enumerate(told)]
+        self._pids = [pid for pid, _, _ in found]
         self._spaces = [space for _, space, _ in found]
         self.hosts = [host for _, _, host in found]
 
@@ -164,10 +166,7 @@ class Members:
         Returns:
             Whether nobody is left elsewhere.
         """
-        elsewhere = False
-        for rank in self._ranks:
-            with contextlib.suppress(ProcessLookupError):
-                elsewhere |= not self.kill(rank) and rank != self._me
+        elsewhere = [rank for rank in self._ranks if not self.kill(rank) and rank != self._me]
         return not elsewhere
 
     def kill(self, rank: int) -> bool:
@@ -175,7 +174,9 @@ class Members:
         mine = self.hosts[self._me], self._spaces[self._me]
         if (self.hosts[rank], self._spaces[rank]) != mine or rank == self._me:
             return False
-        os.kill(self._pids[rank], signal.SIGKILL)
+        # Several neighbours may be asked to end the same one, and it may have been reaped.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids[rank], signal.SIGKILL)
         return True
 
     def _require_launcher(self) -> None:
@@ -239,6 +240,18 @@ class Members:
 def _identity() -> str:
     """Process id, the name space in which it counts (a container has its own), and host."""
     return f"{os.getpid()} {os.stat('/proc/self/ns/pid').st_ino} {socket.gethostname()}"
+
+
+def _read_identity(text: str, rank: int) -> tuple[int, str, str]:
+    """What `_identity` says of a rank.
+
+    Raises:
+        ProtocolError: no process of a job has such an id; to kill 0, 1 or less is to kill others.
+    """
+    pid, space, host = [*text.split(" ", 2), "", ""][:3]
+    if not (pid.isascii() and pid.isdecimal() and 2 <= int(pid) < 2**31):
+        raise ProtocolError(f"rank {rank} is known by {text!r}: that begins with no process id")
+    return int(pid), space, host
 
 
 def _told_to_all(comm: MPI.Intracomm, text: str) -> list[str]:
