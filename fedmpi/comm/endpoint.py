@@ -6,6 +6,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from fedmpi.comm.frame import (
     DTYPES,
     HEADER_LIMIT,
     INLINE_BYTES,
+    UNREADABLE,
     Header,
     ProtocolError,
     Unreadable,
@@ -22,9 +24,11 @@ from fedmpi.comm.frame import (
     decode,
     encode,
     numbered,
+    reason,
     take_number,
 )
 from fedmpi.comm.transport import ANY, Pending, Transport
+from fedmpi.decoding import msgpack_decoder
 
 HUGE_BYTES = 4 * 2**20
 """From here on memory in huge pages is worth asking for."""
@@ -59,6 +63,18 @@ class Frame(msgspec.Struct, frozen=True):
     message: msgspec.Raw
     tensors: list[torch.Tensor]
     asks: bool = False
+
+    def read(self, kind: Any) -> Any:
+        """The message as the type that it must be, a union among them.
+
+        Raises:
+            ProtocolError: it is another, or a field is of a wrong type or value.
+        """
+        try:
+            return msgpack_decoder(kind).decode(self.message)
+        except UNREADABLE as error:
+            name = " or ".join(one.__name__ for one in get_args(kind) or (kind,))
+            raise ProtocolError(f"rank {self.source} sent no {name}: {reason(error)}") from None
 
 
 class Endpoint:

@@ -56,6 +56,11 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+def reason(error: Exception) -> str:
+    """Why bytes are not what they should be; of what they say, nothing that steers a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(error))
+
+
 class ProtocolError(FedMPIError):
     """A message that no FedMPI rank of this version sends."""
 
@@ -174,7 +179,7 @@ def decode(note: bytes, limit: int = MEMORY) -> Header:
         header = _decoder.decode(note)
     except UNREADABLE as error:
         raise ProtocolError(
-            f"a frame of {len(note)} bytes has no readable header: {error}"
+            f"a frame of {len(note)} bytes has no readable header: {reason(error)}"
         ) from None
     sizes = [t.nbytes() for t in header.tensors]
     inline = sum(n for n, t in zip(sizes, header.tensors, strict=True) if t.inline)

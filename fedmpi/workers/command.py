@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Union
 import msgspec
 import torch
 
-from fedmpi.comm.frame import UNREADABLE, ProtocolError
+from fedmpi.comm.frame import UNREADABLE, ProtocolError, reason
+from fedmpi.comm.signals import CAUGHT
 from fedmpi.decoding import msgpack_decoder
 from fedmpi.errors import UsageError
 
@@ -71,6 +72,10 @@ class Signalled(Reply, frozen=True):
     """This worker was sent a signal that asks the job to leave; see `comm.signals`."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in {signal.name for signal in CAUGHT}:
+            raise ValueError(f"{self.name!r:.20} asks no job to leave")
 
 
 class Answer(NamedTuple):
@@ -135,5 +140,5 @@ def decode_command(message: msgspec.Raw) -> Command:
     try:
         command: Command = _decoder().decode(message)
     except (*UNREADABLE, UsageError) as error:
-        raise ProtocolError(f"a frame without a known command: {error}") from None
+        raise ProtocolError(f"a frame without a known command: {reason(error)}") from None
     return command

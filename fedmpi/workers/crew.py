@@ -9,15 +9,15 @@ from typing import TypeVar
 import torch
 
 from fedmpi.comm.endpoint import Channel, Endpoint
-from fedmpi.comm.frame import UNREADABLE, ProtocolError
 from fedmpi.comm.signals import SIGNALS
-from fedmpi.decoding import msgpack_decoder
-from fedmpi.errors import FedMPIError, LostRank, RemoteError
+from fedmpi.errors import FedMPIError, LostRank, RemoteError, UsageError
 from fedmpi.workers.command import Command, Failure, Reply, Signalled, Stop, entry_of
 from fedmpi.workers.vigil import Vigil
 
 R = TypeVar("R", bound=Reply)
 
+STATUSES = (FedMPIError.exit_status, UsageError.exit_status)
+"""With which a worker may end the job: neither as a success nor as a run that goes on later."""
 SECONDS_TO_LEAVE = 60.0
 """An idle worker hears within this time that the job is over."""
 
@@ -77,12 +77,7 @@ class Crew:
         failure: RemoteError | None = None
         for rank in ranks:
             frame = self.endpoint.receive(Channel.REPLY, rank)
-            try:
-                reply = msgpack_decoder(kind | Failure).decode(frame.message)
-            except UNREADABLE as error:
-                raise ProtocolError(
-                    f"rank {rank} did not answer with {kind.__name__}: {error}"
-                ) from None
+            reply: R | Failure = frame.read(kind | Failure)
             if isinstance(reply, Failure):
                 failure = failure or _remote_error(rank, reply)
             else:
@@ -161,7 +156,7 @@ class Crew:
         frame = self.endpoint.poll(Channel.ALARM)
         if frame is None:
             return
-        alarm = msgpack_decoder(Failure | Signalled).decode(frame.message)
+        alarm: Failure | Signalled = frame.read(Failure | Signalled)
         if isinstance(alarm, Failure):
             raise _remote_error(frame.source, alarm)
         SIGNALS.told(frame.source, alarm.name)
@@ -170,5 +165,6 @@ class Crew:
 def _remote_error(rank: int, failure: Failure) -> RemoteError:
     sentence = f"worker on rank {rank}: {failure.sentence}"
     error = RemoteError(sentence, rank, failure.traceback, failure.call, failure.where)
-    error.exit_status = failure.exit_status
+    if failure.exit_status in STATUSES:
+        error.exit_status = failure.exit_status
     return error

@@ -12,13 +12,12 @@ from __future__ import annotations
 import faulthandler
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.rank_log import LOG, RANK_LOG
-from fedmpi.decoding import from_msgpack
 from fedmpi.errors import FedMPIError, LostRank
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ OWNER = 0
 SECONDS_BETWEEN_LOOKS = 0.1
 FIRST_LIMIT = 3600.0
 """Seconds that a rank may be silent for before it is known how long a round takes."""
+LONGEST_LIMIT = 1e8
+"""Three years: what a timer can be set to."""
 STACK_SHARE = 0.8
 """Share of the limit after which a silent worker writes its stack: before the owner ends it."""
 LONGEST_TICK = 1.0
@@ -44,7 +45,7 @@ class Ping(msgspec.Struct, frozen=True):
         kill: rank to end, one on this node that is silent; 0: nobody.
     """
 
-    limit: float
+    limit: Annotated[float, msgspec.Meta(gt=0, le=LONGEST_LIMIT)]
     kill: int = 0
 
 
@@ -123,9 +124,9 @@ class Heartbeat:
             self._wait = waits, now
         while (frame := self.endpoint.poll(Channel.BEAT, OWNER)) is not None:
             self._unheard = 0.0
-            ping = from_msgpack(frame.message, Ping)
+            ping: Ping = frame.read(Ping)
             self.keep_limit(ping.limit)
-            if ping.kill:
+            if 0 < ping.kill < self.endpoint.size:
                 LOG.warning("rank %d is silent: ended for the owner", ping.kill)
                 self.endpoint.transport.kill(ping.kill)
             waited = now - self._wait[1] if waiting else 0.0

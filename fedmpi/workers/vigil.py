@@ -14,7 +14,6 @@ from typing import Literal
 
 from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.rank_log import LOG, RANK_LOG
-from fedmpi.decoding import from_msgpack
 from fedmpi.errors import FedMPIError, SilentRank
 from fedmpi.workers.heartbeat import FIRST_LIMIT, LONGEST_TICK, Ping, Pong
 
@@ -112,7 +111,7 @@ class Vigil:
         while (frame := self.endpoint.poll(Channel.BEAT)) is not None:
             self._heard_at[frame.source] = self._awake
             self._unanswered.discard(frame.source)
-            self._pongs[frame.source] = from_msgpack(frame.message, Pong)
+            self._pongs[frame.source] = frame.read(Pong)
 
     def _ask(self, limit: float) -> None:
         self._pinged_at = self._awake

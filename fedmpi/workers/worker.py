@@ -109,7 +109,7 @@ class Worker:
     def _receive(self) -> tuple[Command | None, list[torch.Tensor]]:
         """The next command; None for a frame that cannot be read, which is noted as a failure."""
         try:
-            frame = self.endpoint.receive(Channel.COMMAND)
+            frame = self.endpoint.receive(Channel.COMMAND, OWNER)
         except Unreadable as error:
             self._refuse(error, error.asks)
             return None, []

@@ -8,9 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 import torch
 
@@ -18,15 +21,19 @@ import fedmpi as fm
 import fedmpi.federated.obeyed
 import fedmpi.workers.operate
 import fedmpi.workers.shards
+from fedmpi.comm.endpoint import Frame
 from fedmpi.comm.frame import decode, encode
 from fedmpi.config import Config, Recipe, from_toml, to_toml
 from fedmpi.data.index import INDEX_FILE, read_index, save_index
 from fedmpi.data.shard import open_shard
-from fedmpi.federated.commands import Train
+from fedmpi.federated.commands import ClientsEvaluated, Ready, Reported, Train
 from fedmpi.federated.model_file import load_model, save_model
+from fedmpi.federated.taking_over import Taken
+from fedmpi.federated.tally import LeftOut, Tally
 from fedmpi.models import build
 from fedmpi.tensors.recorded_plan import RecordedPlan
-from fedmpi.workers.command import decode_command
+from fedmpi.workers.command import Failure, Signalled, Stopped, decode_command
+from fedmpi.workers.heartbeat import Ping, Pong
 from fedmpi.workers.shards import prepare
 from tests.fuzz.mutate import mutated
 
@@ -56,6 +63,32 @@ class Frames(Target):
 
     def read(self, drawn: random.Random) -> None:
         decode_command(decode(mutated(self._note, drawn)).message)
+
+
+class Said(Target):
+    """Signs of life and what asks for them, alarms, and answers to the owner."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        tally = Tally(Decimal(12345), [LeftOut(3, "its training loss is inf")], [5, 7], 1.5)
+        failure = Failure("no more memory", 2, "Traceback", 7, "here, round 3, client 5")
+        alarm = Failure | Signalled
+        kinds: list[tuple[Any, msgspec.Struct]] = [
+            (Ping, Ping(60.0, 2)),
+            (Pong, Pong("Train", 12.5)),
+            (alarm, Signalled("SIGUSR1")),
+            (alarm, failure),
+            (Stopped | Failure, Stopped()),
+            (Ready | Failure, Ready([3, 5], [20, 30], [2, 3], "cpu")),
+            (Reported | Failure, Reported(tally, 1000, 10)),
+            (ClientsEvaluated | Failure, ClientsEvaluated([(3, 20, 0.5, 0.75)])),
+            (Taken | Failure, failure),
+        ]
+        self._good = [(kind, msgspec.msgpack.encode(message)) for kind, message in kinds]
+
+    def read(self, drawn: random.Random) -> None:
+        kind, good = drawn.choice(self._good)
+        Frame(3, msgspec.Raw(mutated(good, drawn)), []).read(kind)
 
 
 class Bytes(Target):
@@ -232,6 +265,7 @@ def plan_target(folder: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "frames and commands": Frames,
+    "answers and alarms": Said,
     "config files": config_target,
     "index files": index_target,
     "shards, damaged": shard_target,

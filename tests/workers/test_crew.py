@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
+from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import ProtocolError
-from fedmpi.errors import RemoteError
+from fedmpi.errors import FedMPIError, RemoteError
+from fedmpi.workers.command import Command, Signalled, handles
 from fedmpi.workers.crew import Crew
+from fedmpi.workers.heartbeat import Ping
+from fedmpi.workers.in_process import in_process_crew
+from fedmpi.workers.vigil import SECONDS_BETWEEN_LOOKS
+from fedmpi.workers.worker import Worker
 from tests.comm.worlds import World
 from tests.workers.crews import Double, Enter, EnterAlways, Journal, Need, Read, Value
+
+
+class EndWith(Command, frozen=True):
+    """Fail with an exit status of one's own."""
+
+    status: int
+
+
+class SayTo(Command, frozen=True):
+    """Send a message to a rank on a channel, whatever it is."""
+
+    to: int
+    channel: int
+    kind: str
+
+
+class Gone(FedMPIError):
+    """With whatever status."""
+
+
+SAID = {"enter": Enter("of another worker"), "ping": Ping(1.0), "signal": Value(1.0)}
+
+
+@handles(EndWith, replies=True)
+def end_with(worker: Worker, command: EndWith, tensors: list[torch.Tensor]) -> None:
+    error = Gone("leaving")
+    error.exit_status = command.status
+    raise error
+
+
+@handles(SayTo, replies=True)
+def say_to(worker: Worker, command: SayTo, tensors: list[torch.Tensor]) -> Value:
+    worker.endpoint.send(command.to, Channel(command.channel), SAID[command.kind])
+    return Value(0.0)
 
 
 def journal(crew: Crew, rank: int) -> list[str]:
@@ -131,7 +173,7 @@ def test_all_replies_are_taken_in_before_the_lowest_failure_is_raised(world: Wor
 def test_an_answer_of_another_kind_is_refused(world: World) -> None:
     def scenario(crew: Crew) -> None:
         crew.tell(1, Double(1))
-        with pytest.raises(ProtocolError, match="rank 1 did not answer with Journal"):
+        with pytest.raises(ProtocolError, match="rank 1 sent no Journal or Failure: "):
             crew.hear([1], Journal)
         crew.tell(1, Double(1))  # the wait that would have cleared `busy` was cut short
         assert crew.hear([1], Value) == [Value(2.0)]
@@ -151,3 +193,41 @@ def test_tensors_may_change_after_the_wait(world: World) -> None:
             assert crew.hear(crew.ranks, Value) == [Value(number * 1e5)] * len(crew.ranks)
 
     world.lead(scenario)
+
+
+@pytest.mark.parametrize(("told", "status"), [(0, 1), (1, 1), (2, 2), (75, 1), (-9, 1), (256, 1)])
+def test_a_worker_ends_no_job_as_a_success(told: int, status: int) -> None:
+    """Nor as a run that is to be started again, for ever."""
+    with in_process_crew(1) as crew:
+        crew.tell(1, EndWith(told))
+        assert raised(crew, [1], Value).exit_status == status
+
+
+def test_a_worker_takes_no_commands_of_another_one() -> None:
+    with in_process_crew(2) as crew:
+        crew.tell(2, SayTo(1, Channel.COMMAND, "enter"))
+        crew.hear([2], Value)
+        assert journal(crew, 1) == []
+
+
+@pytest.mark.parametrize("kind", ["ping", "signal"])
+def test_an_alarm_or_a_sign_of_life_that_is_none_is_refused(kind: str) -> None:
+    channel, expected = {
+        "ping": (Channel.BEAT, "rank 1 sent no Pong: "),
+        "signal": (Channel.ALARM, "rank 1 sent no Failure or Signalled: "),
+    }[kind]
+    with in_process_crew(1) as crew:
+        crew.tell(1, SayTo(0, channel, kind))
+
+        def wait_twice() -> None:
+            crew.hear([1], Value)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            crew.ask(lambda rank: Double(rank), Value)
+
+        with pytest.raises(ProtocolError, match=expected):
+            wait_twice()
+
+
+def test_a_signal_that_asks_no_job_to_leave_is_none() -> None:
+    with pytest.raises(ValueError, match="'SIGKILL' asks no job to leave"):
+        Signalled("SIGKILL")
