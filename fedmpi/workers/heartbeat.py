@@ -131,7 +131,7 @@ class Heartbeat:
                 self.endpoint.transport.kill(ping.kill)
             waited = now - self._wait[1] if waiting else 0.0
             self.endpoint.send(OWNER, Channel.BEAT, Pong(self.command, waited))
-        if self._unheard > OWNER_LIMIT and not self.command:
+        if self._unheard > OWNER_LIMIT and waiting:
             raise FedMPIError(
                 f"rank {self.endpoint.rank} has heard nothing of the owner for "
                 f"{OWNER_LIMIT / 3600:.0f} hours: start the job again"

@@ -85,3 +85,12 @@ def test_a_worker_without_an_owner_leaves(monkeypatch: pytest.MonkeyPatch) -> No
         time.sleep(2)
         with pytest.raises(FedMPIError, match="ended by another rank"):
             crew.ask(lambda rank: Double(rank), Value)
+
+
+def test_a_worker_without_an_owner_leaves_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "OWNER_LIMIT", 0.5)
+    with in_process_crew(1) as crew:
+        crew.tell(1, Listen())
+        time.sleep(3)
+        with pytest.raises(FedMPIError, match="ended by another rank"):
+            crew.ask(lambda rank: Double(rank), Value)
