@@ -1,4 +1,4 @@
-"""The MPI transport: all that FedMPI says to MPI stands in this file and in `ulfm`."""
+"""The MPI transport: what FedMPI says to MPI stands in this file, in `ulfm` and `meeting`."""
 
 from __future__ import annotations
 
@@ -246,8 +246,8 @@ class MpiTransport(Transport):
             )
         return error
 
-    def recover(self) -> list[int]:
-        self._comm, lost = self._members.shrink(self._comm)
+    def recover(self, limit: float, report: Callable[[int], None] = lambda rank: None) -> list[int]:
+        self._comm, lost = self._members.shrink(self._comm, limit, report)
         self.lowest = self._members.rank(0)
         return lost
 

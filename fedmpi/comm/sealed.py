@@ -109,8 +109,8 @@ class SealedTransport(Transport):
     def _wait(self, ready: Callable[[], T | None], expected: float) -> T:
         return self._inner._wait(ready, expected)
 
-    def recover(self) -> list[int]:
-        lost = self._inner.recover()
+    def recover(self, limit: float, report: Callable[[int], None] = lambda rank: None) -> list[int]:
+        lost = self._inner.recover(limit, report)
         self.lowest = self._inner.lowest
         # What was on its way is lost, so that numbers begin anew: under other keys.
         self._recoveries += 1

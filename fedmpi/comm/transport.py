@@ -117,10 +117,18 @@ class Transport(ABC):
     def abort(self, status: int) -> None:
         """Ends every rank of the job at once, whatever it is doing."""
 
-    def recover(self) -> list[int]:
+    def recover(self, limit: float, report: Callable[[int], None] = lambda rank: None) -> list[int]:
         """Goes on with the ranks that are left, which all call it: those lost since the last time.
 
         Ranks keep their numbers. What was on its way is lost.
+
+        Args:
+            limit: on rank 0, seconds after which a rank that does not come is ended; on others,
+                seconds for which they wait for rank 0.
+            report: on rank 0, told of each rank that does not come, before it is ended.
+
+        Raises:
+            FedMPIError: they do not come together. This cannot be tried again.
         """
         raise NotImplementedError(f"{type(self).__name__} survives no rank")
 

@@ -13,12 +13,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedmpi.comm.frame import ProtocolError
-from fedmpi.comm.waiting import wait_until
+from fedmpi.comm.meeting import Meeting
+from fedmpi.comm.waiting import Awake, wait_until
 from fedmpi.errors import FedMPIError, LostRank
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ IDENTITY_BYTES = 128
 """Of the text by which a rank is known to the others."""
 SECONDS_TO_PART = 10.0
 """A process that has done its work waits so long for the others that have."""
-SECONDS_TO_MEET = 3600.0
-"""The living have so long to come together; who is at work comes when its client is trained."""
 
 
 def survives(mpi: Any) -> bool:
@@ -63,6 +63,7 @@ class Members:
         comm: of all ranks.
 
     Attributes:
+        me: this rank.
         hosts: name of the node of each rank.
     """
 
@@ -73,7 +74,8 @@ class Members:
         self._ranks = list(range(comm.size))
         self._places = list(range(comm.size))
         self._next_look = 0.0
-        self._me = comm.rank
+        self._meetings = 0
+        self.me = comm.rank
         self._launcher = os.getppid()
         told = _told_to_all(comm, _identity())
         found = [_read_identity(text, rank) for rank, text in enumerate(told)]
@@ -118,14 +120,22 @@ class Members:
         # Of several requests one has failed, by a death or not; who is told of it learns whose.
         return self._lost() if kind == mpi.ERR_IN_STATUS and self._learn() else None
 
-    def shrink(self, comm: MPI.Intracomm) -> tuple[MPI.Intracomm, list[int]]:
+    def shrink(
+        self, comm: MPI.Intracomm, limit: float, report: Callable[[int], None]
+    ) -> tuple[MPI.Intracomm, list[int]]:
         """The communicator of the living, who all call this, and the ranks lost since the last.
 
+        Args:
+            comm: of those that were left.
+            limit: see `Meeting`.
+            report: see `Meeting`.
+
         Raises:
-            FedMPIError: some of the living did not come.
+            FedMPIError: some of the living did not come. It cannot be called again then.
         """
         comm.Revoke()
-        self._meet(comm)
+        self._meetings += 1
+        self._meet(comm, Meeting(self._mpi, self, self._meetings, limit, report))
         self._comm = self._mpi.Intracomm(comm.Shrink())
         places = range(self._comm.size)
         living = self._mpi.Group.Translate_ranks(self._comm.Get_group(), places, self._all)
@@ -136,6 +146,12 @@ class Members:
             self._places[rank] = place
         comm.Free()
         return self._comm, lost
+
+    @property
+    def living(self) -> list[int]:
+        """Ranks that have not died, as far as is known here, ascending."""
+        dead = self._dead()
+        return [rank for rank in self._ranks if rank not in dead]
 
     @property
     def fewer(self) -> bool:
@@ -166,13 +182,13 @@ class Members:
         Returns:
             Whether nobody is left elsewhere.
         """
-        elsewhere = [rank for rank in self._ranks if not self.kill(rank) and rank != self._me]
+        elsewhere = [rank for rank in self._ranks if not self.kill(rank) and rank != self.me]
         return not elsewhere
 
     def kill(self, rank: int) -> bool:
         """Ends the process of another rank at once, if it is on this node; whether it is."""
-        mine = self.hosts[self._me], self._spaces[self._me]
-        if (self.hosts[rank], self._spaces[rank]) != mine or rank == self._me:
+        mine = self.hosts[self.me], self._spaces[self.me]
+        if (self.hosts[rank], self._spaces[rank]) != mine or rank == self.me:
             return False
         # Several neighbours may be asked to end the same one, and it may have been reaped.
         with contextlib.suppress(ProcessLookupError):
@@ -188,10 +204,10 @@ class Members:
         if os.getppid() != self._launcher:
             raise FedMPIError("the launcher has died, and with it the job")
 
-    def _meet(self, comm: MPI.Intracomm) -> None:
-        """Waits politely for the living: `Shrink` itself would poll at full speed."""
+    def _meet(self, comm: MPI.Intracomm, meeting: Meeting) -> None:
+        """Waits politely for the living: `Shrink` itself would poll at full speed, for ever."""
         request = comm.Iagree(array.array("i", [1]))
-        deadline = time.monotonic() + SECONDS_TO_MEET
+        awake = Awake()
 
         def agreed() -> bool | None:
             try:
@@ -201,12 +217,9 @@ class Members:
                 if error.Get_error_class() != self._mpi.ERR_PROC_FAILED:
                     raise
                 return True
-            self._require_launcher()
-            if not done and time.monotonic() > deadline:
-                raise FedMPIError(
-                    f"a rank has died, and the others did not come together within "
-                    f"{SECONDS_TO_MEET:.0f} s: one of them hangs"
-                )
+            if not done:
+                self._require_launcher()
+                meeting.attend(awake.look())
             return done or None
 
         wait_until(agreed, spin=False)

@@ -21,6 +21,8 @@ EARLY = 0.9
 """Share of an expected wait in which the end is not looked for closely."""
 LONGEST_EARLY_PAUSE = 50e-3
 """At most this long before a failure elsewhere is noticed."""
+LONGEST_TICK = 1.0
+"""A look counts for so many seconds at most, see `Awake`."""
 LONGEST_PAUSE = 5e-3
 """To wake up and look costs some 50 us on a busy machine: at this pause 1 % of a core."""
 
@@ -53,3 +55,22 @@ def wait_until(ready: Callable[[], T | None], spin: bool, expected: float = 0.0)
         if early > pause:
             pause = min(SHARE * expected, LONGEST_EARLY_PAUSE, early)
         time.sleep(pause)
+
+
+class Awake:
+    """Seconds in which this process ran: a job that was suspended as a whole has not waited.
+
+    Attributes:
+        seconds: up to the last look; look several times a second.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._last = time.monotonic()
+
+    def look(self) -> float:
+        """Seconds up to now."""
+        now = time.monotonic()
+        self.seconds += min(now - self._last, LONGEST_TICK)
+        self._last = now
+        return self.seconds

@@ -43,6 +43,7 @@ class Crew:
         self.ranks: Sequence[int] = range(1, endpoint.size)
         self.in_process = endpoint.transport.in_process
         self.busy = False
+        self._apart = False
         self.vigil = Vigil(endpoint)
         endpoint.transport.watch = self._watch
 
@@ -100,6 +101,10 @@ class Crew:
         Raises:
             FedMPIError: some have not heard it; MPI would wait for them for ever.
         """
+        if self._apart:
+            # The others wait for the owner, who has left the meeting: there is no second one.
+            self.endpoint.transport.abort(status)
+            return
         if self.endpoint.transport.broken:
             # The living wait for the owner, and then for commands.
             self.recover(LostRank("the job ends"))
@@ -143,12 +148,17 @@ class Crew:
 
         Returns:
             The ranks that are lost; `ranks` is empty if there were no more.
+
+        Raises:
+            FedMPIError: the others did not come together. The job ends at once then, as it does
+                if a signal or Ctrl-C breaks in on this.
         """
-        ranks = self.endpoint.transport.recover()
+        self._apart = True
+        ranks = self.endpoint.transport.recover(self.vigil.limit, self.vigil.report)
         self.endpoint.forget()
         self.ranks = [rank for rank in self.ranks if rank not in ranks]
         self.vigil.forget(list(self.ranks))
-        self.busy = False
+        self.busy = self._apart = False
         return ranks
 
     def _watch(self) -> None:

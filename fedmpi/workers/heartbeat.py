@@ -18,6 +18,7 @@ import msgspec
 
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.rank_log import LOG, RANK_LOG
+from fedmpi.comm.waiting import LONGEST_TICK
 from fedmpi.errors import FedMPIError, LostRank
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ LONGEST_LIMIT = 1e8
 """Three years: what a timer can be set to."""
 STACK_SHARE = 0.8
 """Share of the limit after which a silent worker writes its stack: before the owner ends it."""
-LONGEST_TICK = 1.0
-"""A look counts for so many seconds at most: a job that was suspended has not been silent."""
 OWNER_LIMIT = 24 * 3600.0
 """Seconds for which a worker waits for any sign of the owner, which may be a person's script."""
 

@@ -13,9 +13,11 @@ import time
 from typing import Literal
 
 from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.meeting import SECONDS_TO_DIE
 from fedmpi.comm.rank_log import LOG, RANK_LOG
+from fedmpi.comm.waiting import LONGEST_TICK
 from fedmpi.errors import FedMPIError, SilentRank
-from fedmpi.workers.heartbeat import FIRST_LIMIT, LONGEST_TICK, Ping, Pong
+from fedmpi.workers.heartbeat import FIRST_LIMIT, Ping, Pong
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_PINGS = 10.0
@@ -23,8 +25,6 @@ SHORTEST_LIMIT = 60.0
 """Of a limit that is chosen by itself: a busy machine may keep a rank from running for so long."""
 TIMES_A_ROUND = 10.0
 """A limit that is chosen by itself is so many times the longest round seen."""
-SECONDS_TO_DIE = 10.0
-"""After a silent rank was ended, its death has to be noticed within this time."""
 
 
 class Vigil:
@@ -103,7 +103,7 @@ class Vigil:
         for rank in self.ranks:
             # What was not asked is not answered: silence counts from a question on.
             if rank in self._unanswered and self._awake - self._heard_at[rank] > limit:
-                self._end(rank, limit)
+                self._end(rank)
         if self._awake - self._wait[1] > limit:
             self._refuse_deadlock(limit)
 
@@ -122,27 +122,32 @@ class Vigil:
                 self._unanswered.add(rank)
                 self.endpoint.send(rank, Channel.BEAT, Ping(limit))
 
-    def _end(self, rank: int, limit: float) -> None:
+    def report(self, rank: int) -> None:
+        """Says of a worker that it has been silent for longer than the limit."""
+        where = f"worker on rank {rank} ({self.endpoint.transport.host(rank)})"
+        stack = "its stack is in its log" if RANK_LOG.path else "its stack is on stderr"
+        self.said.append(
+            f"{where} has been silent for {self.limit:.0f} s: {stack}, unless it was stopped"
+        )
+        LOG.error("%s", self.said[-1])
+
+    def _end(self, rank: int) -> None:
         """Reports a silent worker, and has it ended if the others can go on without it."""
         transport = self.endpoint.transport
         if rank in self._ended:
             if self._awake - self._ended[rank] > SECONDS_TO_DIE:
                 raise SilentRank(f"{self.said[-1]}; it could not be ended from here")
             return
-        where = f"worker on rank {rank} ({transport.host(rank)})"
-        stack = "its stack is in its log" if RANK_LOG.path else "its stack is on stderr"
-        sentence = f"{where} has been silent for {limit:.0f} s: {stack}, unless it was stopped"
-        LOG.error("%s", sentence)
-        self.said.append(sentence)
+        self.report(rank)
         if transport.in_process and RANK_LOG.stream:
             faulthandler.dump_traceback(file=RANK_LOG.stream)
         if not transport.survives:
-            raise SilentRank(sentence)
+            raise SilentRank(self.said[-1])
         self._ended[rank] = self._awake
         if not transport.kill(rank):
             beside = [r for r in self.ranks if transport.host(r) == transport.host(rank)]
             for other in set(beside) - self._ended.keys():
-                self.endpoint.send(other, Channel.BEAT, Ping(limit, kill=rank))
+                self.endpoint.send(other, Channel.BEAT, Ping(self.limit, kill=rank))
 
     def _refuse_deadlock(self, limit: float) -> None:
         pongs = {rank: pong for rank, pong in self._pongs.items() if rank in self._heard_at}

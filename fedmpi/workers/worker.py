@@ -25,7 +25,7 @@ from fedmpi.workers.command import (
     decode_command,
     entry_of,
 )
-from fedmpi.workers.heartbeat import Heartbeat, owner_is_lost
+from fedmpi.workers.heartbeat import OWNER_LIMIT, Heartbeat, owner_is_lost
 from fedmpi.workers.objects import ObjectStore
 
 OWNER = 0
@@ -99,7 +99,7 @@ class Worker:
         """Forgets what was under way, and is ready for commands of the owner, if it lives."""
         LOG.warning("%s; %s is given up", lost, self.heartbeat.command or "waiting")
         self.heartbeat.command = ""
-        ranks = self.transport.recover()
+        ranks = self.transport.recover(OWNER_LIMIT)
         self.endpoint.forget()
         self._failure = None
         LOG.warning("going on without rank %s", ", ".join(map(str, ranks)))

@@ -284,3 +284,40 @@ def test_a_shard_nobody_else_can_read(openmpi: Launcher, shards: Path, there: Pa
     assert lost[3].moved
     assert not lost[3].lost
     assert metrics[-1].clients == 8 - len(lost[2].lost)
+
+
+STOPPED_AND_KILLED = "stop rank=2 round=3 at=Train; kill rank=3 round=3 at=Train"
+
+
+def test_a_hung_worker_beside_a_dead_one(openmpi: Launcher, shards: Path, there: Path) -> None:
+    """The living come together without the one that is stopped, which is one more of the dead."""
+    expected = reference(shards, there)
+    job = arguments(shards, "--name=it", "--silence-seconds=5")
+    env = {"FEDMPI_FAULTS": STOPPED_AND_KILLED, "OMP_NUM_THREADS": "1"}
+    with started(openmpi, WORKERS + 1, *job, env=env, options=ULFM) as running:
+        running.wait_for_round(there / "runs" / "it")
+        done = finish(running, 30)
+    check_survived(there, expected, [2, 3], done)
+    hung, dead = sorted(outcome_of(there).lost, key=lambda one: one.rank)
+    assert "worker on rank 2 (" in hung.reason
+    assert "silent for 5 s" in hung.reason
+    assert dead.reason == "its process died"
+
+
+def test_a_signal_while_the_others_wait_for_a_hung_worker(
+    openmpi: Launcher, shards: Path, there: Path
+) -> None:
+    """The run leaves as ever: nobody is waited for a second time."""
+    job = arguments(shards, "--name=it", "--silence-seconds=300")
+    env = {"FEDMPI_FAULTS": STOPPED_AND_KILLED, "OMP_NUM_THREADS": "1"}
+    with started(openmpi, WORKERS + 1, *job, env=env, options=ULFM) as running:
+        running.wait_for_round(there / "runs" / "it")
+        while "fault: kill on rank 3" not in running.printed()[1]:
+            time.sleep(0.1)
+        time.sleep(2)  # by now the others have noticed
+        running.rank(0).send_signal(signal.SIGUSR1)
+        done = running.end()
+    assert done.status != 0
+    assert "the state after round 2 of 6 is in" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert outcome_of(there).exit_status == 75
