@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.data.files import sha256
+from fedmpi.data.files import nothing, sha256
 from fedmpi.data.folder import TEST_FILE, shard_file
 from fedmpi.data.hdf5 import create
 from fedmpi.data.index import Index, ShardInfo, TestInfo, save_index
@@ -23,7 +23,12 @@ OPEN_FILES = 128
 """Shards written in one pass over the source; a process may often open only 1,024 files."""
 
 
-def write_shards(plan: Plan, folder: str | Path, which: Sequence[int]) -> list[ShardInfo]:
+def write_shards(
+    plan: Plan,
+    folder: str | Path,
+    which: Sequence[int],
+    between: Callable[[], None] = nothing,
+) -> list[ShardInfo]:
     """Writes the named shards in one pass over the source, or few if there are very many.
 
     Memory holds one block of rows and the labels, however large the source is.
@@ -32,6 +37,7 @@ def write_shards(plan: Plan, folder: str | Path, which: Sequence[int]) -> list[S
         plan: the preparation.
         folder: the dataset's folder, which exists.
         which: shards counted from 0; shard k goes to `shard-000(k+1).h5`.
+        between: called after every block: a worker's sign of life.
 
     Raises:
         DataError: the source is damaged or a shard cannot be written; the shards of the
@@ -39,11 +45,13 @@ def write_shards(plan: Plan, folder: str | Path, which: Sequence[int]) -> list[S
     """
     infos: list[ShardInfo] = []
     for start in range(0, len(which), OPEN_FILES):
-        infos += _write_pass(plan, Path(folder), which[start : start + OPEN_FILES])
+        infos += _write_pass(plan, Path(folder), which[start : start + OPEN_FILES], between)
     return infos
 
 
-def _write_pass(plan: Plan, folder: Path, which: Sequence[int]) -> list[ShardInfo]:
+def _write_pass(
+    plan: Plan, folder: Path, which: Sequence[int], between: Callable[[], None]
+) -> list[ShardInfo]:
     counts = {k: np.zeros(plan.source.classes, np.int64) for k in which}
     with ExitStack() as stack:
         files: dict[int, h5py.File] = {}
@@ -62,12 +70,13 @@ def _write_pass(plan: Plan, folder: Path, which: Sequence[int]) -> list[ShardInf
                 files[k]["y"][first : first + len(x[run])] = y[run]
             if plan.source.classes:
                 counts[k] += np.bincount(y, minlength=plan.source.classes)
+            between()
     return [
         ShardInfo(
             file=shard_file(k),
             rows=int(plan.client_offsets(k)[-1]),
             clients=len(plan.client_ids(k)),
-            sha256=sha256(folder / shard_file(k)),
+            sha256=sha256(folder / shard_file(k), between),
             label_counts=tuple(counts[k].tolist()),
         )
         for k in which

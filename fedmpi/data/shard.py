@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedmpi.data.files import reading, sha256
+from fedmpi.data.files import nothing, reading, sha256
 from fedmpi.data.hdf5 import attribute, open_checked, plain_dataset
 from fedmpi.data.index import Index
 from fedmpi.data.normalise import Normalisation
@@ -154,7 +155,12 @@ def shard_from_arrays(
 
 
 def open_shard(
-    folder: str | Path, index: Index, k: int, cache_mib: int, verify: bool = True
+    folder: str | Path,
+    index: Index,
+    k: int,
+    cache_mib: int,
+    verify: bool = True,
+    between: Callable[[], None] = nothing,
 ) -> Shard:
     """Opens shard `k` of a prepared dataset and checks that it is what the index says.
 
@@ -164,13 +170,14 @@ def open_shard(
         k: the shard, counted from 0; it belongs to worker k + 1.
         cache_mib: memory for the clients that were loaded last, in MiB.
         verify: whether to compare the file's SHA-256 with the index.
+        between: called now and then meanwhile, see `sha256`.
 
     Raises:
         DataError: the file is missing, damaged, or belongs to another dataset.
     """
     info = index.shards[k]
     path = Path(folder) / info.file
-    file = open_member(path, SHARD_FORMAT, index, info.sha256, verify)
+    file = open_member(path, SHARD_FORMAT, index, info.sha256, verify, between)
     try:
         with reading(path):
             for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
@@ -185,13 +192,20 @@ def open_shard(
     return Shard(str(path), x, y, client_id, client_offset, index.normalisation, cache_mib, file)
 
 
-def open_member(path: Path, kind: str, index: Index, expected: str, verify: bool) -> h5py.File:
+def open_member(
+    path: Path,
+    kind: str,
+    index: Index,
+    expected: str,
+    verify: bool,
+    between: Callable[[], None] = nothing,
+) -> h5py.File:
     """Opens a file of a dataset, and with `verify` none but the one that the index lists.
 
     The bytes are compared before HDF5 sees them: a single flipped bit was seen to send it
     into an endless loop.
     """
-    if verify and (digest := sha256(path)) != expected:
+    if verify and (digest := sha256(path, between)) != expected:
         raise DataError(
             f"{path} is damaged, or from another preparation: expected SHA-256 {expected[:12]}, "
             f"found {digest[:12]}; copy or prepare it again"

@@ -97,7 +97,9 @@ def write_memory(worker: Worker, command: KeepMemory, tensors: list[torch.Tensor
                     rows = group.create_dataset("rows", (len(ids), *row.shape), row.dtype)
                     rows.attrs["dtype"] = dtype_name(host)
                 rows[place] = row
-    return MemoryKept([ClientsFile(path.name, sha256(path), clients)])
+                worker.heartbeat.between()
+    digest = sha256(path, worker.heartbeat.between)
+    return MemoryKept([ClientsFile(path.name, digest, clients)])
 
 
 @handles(RecallMemory, replies=True)
@@ -112,15 +114,16 @@ def read_memory(
     own = set(trainer.clients.ids)
     for entry in command.files:
         path = Path(command.folder) / Path(entry.file).name
-        if (found := sha256(path)) != entry.sha256:
+        if (found := sha256(path, worker.heartbeat.between)) != entry.sha256:
             raise DataError(
                 f"{path} is damaged: expected the SHA-256 {entry.sha256[:12]}, found {found[:12]}"
             )
         with open_checked(path, CLIENTS_FORMAT) as file, reading(path):
             for name, of_client in memory.items():
-                rows = _rows(file, name, path)
-                mine = ((client, row) for client, row in rows.items() if client in own)
-                of_client.update((c, row.to(trainer.device, copy=True)) for c, row in mine)
+                for client, row in _rows(file, name, path).items():
+                    if client in own:
+                        of_client[client] = row.to(trainer.device, copy=True)
+                    worker.heartbeat.between()
     return MemoryRecalled()
 
 

@@ -124,7 +124,8 @@ def set_up(worker: Worker, command: SetUp, tensors: list[torch.Tensor]) -> Ready
     """Opens the worker's own shard."""
     data = command.config.data
     index = read_index(command.folder)
-    shard = open_shard(command.folder, index, worker.rank - 1, data.cache_mib, data.verify)
+    between = worker.heartbeat.between
+    shard = open_shard(command.folder, index, worker.rank - 1, data.cache_mib, data.verify, between)
     return _make_ready(worker, command, shard, Visits(Path(command.folder), index))
 
 

@@ -38,7 +38,8 @@ def take_shard(worker: Worker, command: TakeShard, tensors: list[torch.Tensor]) 
     trainer = worker.object(TRAINER, Trainer)
     data = trainer.config.data
     index = read_index(command.folder)
-    shard = open_shard(command.folder, index, command.shard, data.cache_mib, data.verify)
+    between = worker.heartbeat.between
+    shard = open_shard(command.folder, index, command.shard, data.cache_mib, data.verify, between)
     trainer.take_over(shard)
     return Taken(list(shard.ids))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -41,9 +42,10 @@ def load_shard(worker: Worker, command: LoadShard, tensors: list[torch.Tensor]) 
     check_workers(index, folder, worker.endpoint.size - 1, launched=not worker.transport.in_process)
     objects.make_room(_nbytes(index, worker.rank - 1))
     # Every client is read once: a cache would only hold the rows twice.
-    shard = open_shard(folder, index, worker.rank - 1, cache_mib=0, verify=command.verify)
+    between = worker.heartbeat.between
+    shard = open_shard(folder, index, worker.rank - 1, 0, command.verify, between)
     try:
-        parts = _read(shard, index)
+        parts = _read(shard, index, between)
     finally:
         shard.close()
     source = Path(index.source).stem
@@ -53,13 +55,14 @@ def load_shard(worker: Worker, command: LoadShard, tensors: list[torch.Tensor]) 
     return ShardLoaded([describe(objects, key) for key in command.keys])
 
 
-def _read(shard: Shard, index: Index) -> tuple[torch.Tensor, ...]:
+def _read(shard: Shard, index: Index, between: Callable[[], None]) -> tuple[torch.Tensor, ...]:
     """Rows, labels, clients and where their rows begin."""
     offsets = list(accumulate((shard.rows(client) for client in shard.ids), initial=0))
     x = torch.empty(offsets[-1], *index.row_shape)
     y = torch.empty(offsets[-1], dtype=torch.int64 if index.classes else torch.float32)
     for client, start, end in zip(shard.ids, offsets, offsets[1:], strict=False):
         x[start:end], y[start:end] = shard.load(client)
+        between()
     return x, y, torch.tensor(shard.ids), torch.tensor(offsets)
 
 

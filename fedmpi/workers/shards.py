@@ -39,7 +39,9 @@ class ShardsWritten(Reply, frozen=True):
 def write(worker: Worker, command: WriteShards, tensors: list[torch.Tensor]) -> ShardsWritten:
     """One pass over the source, however many shards."""
     made = plan(command.recipe, command.shards)
-    return ShardsWritten(write_shards(made, command.folder, command.which))
+    return ShardsWritten(
+        write_shards(made, command.folder, command.which, worker.heartbeat.between)
+    )
 
 
 def prepare(

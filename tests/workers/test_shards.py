@@ -74,7 +74,7 @@ def test_a_worker_that_cannot_write_is_told_by_rank(
     from fedmpi.errors import DataError
     from fedmpi.workers import shards
 
-    def refuse(plan, folder, which):
+    def refuse(plan, folder, which, between):
         raise DataError(f"no space for {which}")
 
     monkeypatch.setattr(shards, "write_shards", refuse)
