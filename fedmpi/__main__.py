@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, NoReturn
 
 from fedmpi.comm.last_words import LAST_WORDS
@@ -154,7 +155,7 @@ def _obey(endpoint: Endpoint) -> int:
 
         _imported()
         nonlocal told_to_stop
-        status = Worker(endpoint).serve()
+        status = Worker(endpoint, _asks_for_seal(sys.argv[1:])).serve()
         told_to_stop = True
         return status
 
@@ -162,6 +163,13 @@ def _obey(endpoint: Endpoint) -> int:
     if not told_to_stop:
         endpoint.transport.abort(status)
     return status
+
+
+def _asks_for_seal(arguments: Sequence[str]) -> bool:
+    """Whether the command line says so; what follows a script's name is the script's."""
+    own = takewhile(lambda word: not word.endswith(".py"), arguments)
+    said = [word for word in own if word in ("--secure-transport", "--no-secure-transport")]
+    return said[-1:] == ["--secure-transport"]
 
 
 def _imported() -> None:

@@ -42,6 +42,7 @@ class SealedTransport(Transport):
     """
 
     takes_gpu_memory = False
+    sealed = True
 
     def __init__(self, inner: Transport, key: bytes) -> None:
         self._inner = inner

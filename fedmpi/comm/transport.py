@@ -37,6 +37,7 @@ class Transport(ABC):
         in_process: ranks are threads of one process, and share PyTorch's default generator.
         watch: called while this rank waits for anything; what it raises ends the wait.
         waits: waits that have begun; two looks that see the same number see the same wait.
+        sealed: nobody else can read, change or forge what it carries.
         survives: the others can go on when a rank dies, see `recover`.
         lowest: rank that speaks for those that are left.
         bytes_sent: payload bytes that this rank has sent since it started.
@@ -51,6 +52,7 @@ class Transport(ABC):
     takes_gpu_memory: bool = False
     watch: Callable[[], None] | None = None
     waits: int = 0
+    sealed: bool = False
     survives: bool = False
     lowest: int = 0
     bytes_sent: int = 0

@@ -96,13 +96,19 @@ class Entry(NamedTuple):
     replies: bool
     always: bool
     urgent: bool
+    unsealed: bool
 
 
 _handlers: dict[type[Command], Entry] = {}
 
 
 def handles(
-    command: type[C], *, replies: bool = False, always: bool = False, urgent: bool = False
+    command: type[C],
+    *,
+    replies: bool = False,
+    always: bool = False,
+    urgent: bool = False,
+    unsealed: bool = False,
 ) -> Callable[[Callable[[Worker, C, list[torch.Tensor]], Reply | Answer | None]], Handler]:
     """Enters a handler for a command into the table.
 
@@ -111,10 +117,11 @@ def handles(
         replies: the owner waits for an answer, so a failure is one too.
         always: run it even after an earlier failure: others wait for its messages.
         urgent: a failure ends the job: the owner hears of it at once, whatever it waits for.
+        unsealed: a worker that seals its messages obeys it before they are sealed.
     """
 
     def enter(handler: Handler) -> Handler:
-        _handlers[command] = Entry(handler, replies, always, urgent)
+        _handlers[command] = Entry(handler, replies, always, urgent, unsealed)
         _decoder.cache_clear()
         return handler
 

@@ -136,7 +136,7 @@ def _switch(endpoint: Endpoint, secret: bytes, randomness: list[bytes]) -> None:
     endpoint.transport = SealedTransport(endpoint.transport, key)
 
 
-@handles(ReadKey, replies=True)
+@handles(ReadKey, replies=True, unsealed=True)
 def read_key_file(worker: Worker, command: ReadKey, tensors: list[torch.Tensor]) -> KeyRead:
     """Keeps the secret for `Seal`."""
     worker.store[_SECRET] = read_key(Path(command.path))
@@ -144,7 +144,7 @@ def read_key_file(worker: Worker, command: ReadKey, tensors: list[torch.Tensor])
     return KeyRead(worker.store[_OWN])
 
 
-@handles(Seal, urgent=True)
+@handles(Seal, urgent=True, unsealed=True)
 def switch(worker: Worker, command: Seal, tensors: list[torch.Tensor]) -> None:
     """Refuses a list that does not have its own random bytes: it is of another job."""
     given = command.randomness

@@ -37,6 +37,10 @@ T = TypeVar("T")
 class Worker:
     """What a handler sees of the worker that it runs on.
 
+    Args:
+        endpoint: this rank's end of the wire.
+        seals: nothing is obeyed before messages are sealed, but what seals them.
+
     Attributes:
         endpoint: this rank's end of the wire.
         rank: 1 or more.
@@ -46,8 +50,9 @@ class Worker:
         heartbeat: its sign of life; who works for long calls `heartbeat.between` now and then.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, seals: bool = False) -> None:
         self.endpoint = endpoint
+        self._seals = seals
         self.rank = endpoint.rank
         self.transport = endpoint.transport
         self.store: dict[str, Any] = {}
@@ -126,6 +131,12 @@ class Worker:
 
     def _obey(self, command: Command, tensors: list[torch.Tensor]) -> None:
         entry = entry_of(command)
+        if self._seals and not (entry.unsealed or self.transport.sealed):
+            raise FedMPIError(
+                f"rank {self.rank} was started with --secure-transport and got "
+                f"{type(command).__name__} before messages were sealed: somebody else speaks to "
+                "it, or rank 0 was started without that option"
+            )
         reply: Reply | Answer | None = None
         if self._failure is None or entry.always:
             self.heartbeat.command = type(command).__name__

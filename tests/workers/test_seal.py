@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmpi.__main__ import _asks_for_seal
+from fedmpi.comm.endpoint import Endpoint
 from fedmpi.comm.sealed import SealedTransport
 from fedmpi.comm.threads import Hub
-from fedmpi.errors import UsageError
+from fedmpi.comm.transport import Transport
+from fedmpi.errors import FedMPIError, UsageError
 from fedmpi.federated.model_file import load_model
 from fedmpi.workers import seal as module
+from fedmpi.workers.crew import Crew
 from fedmpi.workers.in_process import in_process_crew
+from fedmpi.workers.operate import Done, Put, Wait
 from fedmpi.workers.seal import Seal, read_key, seal
 from fedmpi.workers.worker import Worker
+from tests.comm.worlds import run_threads
 from tests.launch import Launcher, launchers
 
 DIGITS = "ab" * 32
@@ -98,10 +104,48 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_key(tmp_path / "none")
 
 
+def test_a_worker_that_seals_obeys_nothing_before(key_file: Path) -> None:
+    """Whoever holds the owner's first message back may send another one in its place."""
+
+    def scenario(transport: Transport) -> None:
+        endpoint = Endpoint(transport)
+        if transport.rank:
+            Worker(endpoint, seals=True).serve()
+            return
+        crew = Crew(endpoint)
+        seal(crew, str(key_file))
+        crew.ask(lambda rank: Wait(), Done)
+        crew.stop(0)
+
+    run_threads(Hub(3), scenario)
+
+    def forged(transport: Transport) -> None:
+        endpoint = Endpoint(transport)
+        if transport.rank:
+            Worker(endpoint, seals=True).serve()
+        else:
+            Crew(endpoint).tell(1, Put(1, [], "", False), [torch.ones(3)])
+
+    with pytest.raises(FedMPIError, match="rank 1 was started with --secure-transport and got Put"):
+        run_threads(Hub(2), forged)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("", False),
+        ("run --secure-transport --key-file k", True),
+        ("--secure-transport --no-secure-transport", False),
+        ("exec --secure-transport job.py", True),
+        ("exec job.py --secure-transport", False),
+    ],
+)
+def test_a_worker_reads_its_own_command_line(words: str, asked: bool) -> None:
+    assert _asks_for_seal(words.split()) == asked
+
+
 def test_a_recorded_seal_is_refused() -> None:
     """A worker that is played the messages of an earlier job does not take its keys."""
-    from fedmpi.comm.endpoint import Endpoint
-
     worker = Worker(Endpoint(Hub(2).transport(1)))
     worker.store |= {module._OWN: os.urandom(32), module._SECRET: bytes(32)}
     for randomness in ([os.urandom(32)] * 2, [worker.store[module._OWN]] * 3):
