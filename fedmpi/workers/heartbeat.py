@@ -10,6 +10,7 @@ is doing. The owner's side is `vigil`.
 from __future__ import annotations
 
 import faulthandler
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -143,6 +144,12 @@ class Heartbeat:
             stream = RANK_LOG.stream or sys.__stderr__
             assert stream
             faulthandler.dump_traceback_later(STACK_SHARE * self._limit, file=stream)
+
+    def disarm(self) -> None:
+        """Stops the timer until the next look: who waits for others at a meeting is not silent."""
+        self._armed_at = -math.inf
+        if not self.endpoint.transport.in_process:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def owner_is_lost(rank: int, lowest: int) -> LostRank:

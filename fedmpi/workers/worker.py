@@ -104,6 +104,7 @@ class Worker:
         """Forgets what was under way, and is ready for commands of the owner, if it lives."""
         LOG.warning("%s; %s is given up", lost, self.heartbeat.command or "waiting")
         self.heartbeat.command = ""
+        self.heartbeat.disarm()
         ranks = self.transport.recover(OWNER_LIMIT)
         self.endpoint.forget()
         self._failure = None

@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
-from fedmpi.comm.endpoint import Channel
+from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.frame import ProtocolError
-from fedmpi.errors import FedMPIError, RemoteError
+from fedmpi.comm.threads import Hub, ThreadTransport
+from fedmpi.errors import FedMPIError, LostRank, RemoteError
 from fedmpi.workers.command import Command, Signalled, handles
 from fedmpi.workers.crew import Crew
 from fedmpi.workers.heartbeat import Ping
@@ -231,3 +232,24 @@ def test_an_alarm_or_a_sign_of_life_that_is_none_is_refused(kind: str) -> None:
 def test_a_signal_that_asks_no_job_to_leave_is_none() -> None:
     with pytest.raises(ValueError, match="'SIGKILL' asks no job to leave"):
         Signalled("SIGKILL")
+
+
+class Broken(ThreadTransport):
+    """A rank has died, and the others do not come together."""
+
+    broken = True
+    met = 0
+
+    def recover(self, *arguments: object) -> list[int]:
+        self.met += 1
+        raise FedMPIError("one of them hangs")
+
+
+def test_who_did_not_come_together_is_not_called_a_second_time() -> None:
+    """The others are in the meeting still: the job can only be aborted."""
+    transport = Broken(Hub(3), 0)
+    crew = Crew(Endpoint(transport))
+    with pytest.raises(FedMPIError, match="one of them hangs"):
+        crew.recover(LostRank("lost rank 2"))
+    crew.stop(7)
+    assert (transport.met, transport.hub.aborted) == (1, 7)
