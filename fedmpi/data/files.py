@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import socket
 import zipfile
 import zlib
@@ -48,13 +49,18 @@ def reading(where: str | Path) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name beside `path` under which this process writes it: `.NAME.tmp-HOST-PID`."""
-    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+    """A new name beside `path`, to write it under: `.NAME.tmp-RANDOM-HOST-PID`.
+
+    Nobody can guess it, and put something there before.
+    """
+    writer = f"{secrets.token_hex(8)}-{socket.gethostname()}-{os.getpid()}"
+    return path.parent / f".{path.name}.tmp-{writer}"
 
 
 def is_abandoned(temporary: Path) -> bool:
     """Whether the process that wrote under a temporary name was on this host and is no more."""
-    host, _, pid = temporary.name.rpartition(".tmp-")[2].rpartition("-")
+    _, _, writer = temporary.name.rpartition(".tmp-")[2].partition("-")
+    host, _, pid = writer.rpartition("-")
     return host == socket.gethostname() and pid.isdecimal() and not _alive(int(pid))
 
 
@@ -83,26 +89,36 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes that name when the block succeeds.
+def atomic(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes that name when the block succeeds.
 
     A reader sees the old file, or none, until the new one is whole and on the disk. When
     the block fails, nothing of it remains.
 
     Args:
         path: the file to write; its folder must exist.
+        mode: permissions that it has from the start, as far as the umask leaves them.
 
     Yields:
-        `.NAME.tmp-HOST-PID` in the same folder, to be written by the caller.
+        The temporary file, new and empty, to be written by the caller in place.
 
     Raises:
-        DataError: the system refused (no folder, no permission, disk full).
+        DataError: the system refused (no folder, no permission, disk full), or somebody put
+            another file in place of the temporary one.
     """
     path = Path(path)
     temporary = temporary_name(path)
     try:
-        yield temporary
-        _sync(temporary)
+        # Neither a file nor a link that somebody else has put there is ever written to.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, mode)
+        try:
+            yield temporary
+            if not os.path.samestat(os.fstat(descriptor), os.lstat(temporary)):
+                raise DataError(f"cannot write {path}: somebody replaced {temporary} meanwhile")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
         # Some cluster file systems cannot fsync a folder; the file itself is safe already.
         with contextlib.suppress(OSError):
@@ -114,12 +130,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_link(path: str, flags: int) -> int:
+    """An `opener` for `open`, which refuses a link."""
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def nothing() -> None:

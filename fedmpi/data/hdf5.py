@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 import fedmpi
-from fedmpi.data.files import atomic, reading, reason
+from fedmpi.data.files import atomic, no_link, reading, reason
 from fedmpi.errors import DataError, ForeignFileError
 
 # HDF5 1.10 is the oldest that clusters still have; newer libraries read this too.
@@ -49,13 +49,14 @@ class _Disk(io.FileIO):
 
 
 @contextmanager
-def create(path: str | Path, kind: str, version: int = 1) -> Iterator[h5py.File]:
+def create(path: str | Path, kind: str, version: int = 1, mode: int = 0o666) -> Iterator[h5py.File]:
     """An HDF5 file that appears under `path` only when the block succeeds.
 
     Args:
         path: the file to write, in a folder that exists; an old one is replaced.
         kind: what the file is, such as "fedmpi-shard"; its attribute `format`.
         version: of that format.
+        mode: permissions that it has from the start, as far as the umask leaves them.
 
     Yields:
         The open file, with the attributes `format`, `version` and `created_by`.
@@ -63,7 +64,7 @@ def create(path: str | Path, kind: str, version: int = 1) -> Iterator[h5py.File]
     Raises:
         DataError: the file cannot be written; the sentence has the file and the reason.
     """
-    with atomic(path) as temporary, _Disk(temporary, "w+") as disk:
+    with atomic(path, mode) as temporary, _Disk(temporary, "r+", opener=no_link) as disk:
         try:
             with h5py.File(disk, "w", libver=LIBVER) as file:
                 file.attrs["format"] = kind

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import DTYPES, UNREADABLE
+from fedmpi.data.files import atomic
 from fedmpi.decoding import from_msgpack
 from fedmpi.errors import DataError, FedMPIError, UsageError
 from fedmpi.tensors.batch_size import Growing, Whole
@@ -126,7 +126,8 @@ class RecordedPlan:
         """Writes it to a file: msgpack, no code.
 
         Raises:
-            UsageError: the file cannot be written, or the plan brings constants along.
+            UsageError: the plan brings constants along.
+            DataError: the file cannot be written.
         """
         if self.constants:
             raise UsageError(
@@ -141,13 +142,8 @@ class RecordedPlan:
             [_Written.of(one) for one in self.inputs],
             [one if isinstance(one, int) else _Written.of(one) for one in self.results],
         )
-        beside = Path(f"{path}.part")
-        try:
-            beside.write_bytes(msgspec.msgpack.encode(content))
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UsageError(f"cannot write {path}: {error.strerror}") from None
+        with atomic(path) as temporary:
+            temporary.write_bytes(msgspec.msgpack.encode(content))
 
     @classmethod
     def load(cls, path: str | Path) -> RecordedPlan:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fedmpi.config import Recipe
-from fedmpi.data.files import is_abandoned, remove_abandoned
+from fedmpi.data.files import is_abandoned, remove_abandoned, temporary_name
 from fedmpi.data.index import Index, read_index
 from fedmpi.errors import DataError, UsageError
 from fedmpi.workers import shards
@@ -116,17 +116,17 @@ def test_a_failure_removes_what_it_wrote(
 def test_temporaries_of_dead_processes_go(numbered: Recipe, tmp_path: Path) -> None:
     folder, here, dead = tmp_path / "dataset", socket.gethostname(), dead_process()
     folder.mkdir()
-    gone = [f".shard-0001.h5.tmp-{here}-{dead}", f".index.json.tmp-{here}-{dead}"]
+    gone = [f".shard-0001.h5.tmp-0a-{here}-{dead}", f".index.json.tmp-0a-{here}-{dead}"]
     kept = [
-        f".shard-0001.h5.tmp-{here}-{os.getpid()}",
-        f".shard-0002.h5.tmp-not-{here}-{dead}",
-        f".notes.txt.tmp-{here}-{dead}",
+        f".shard-0001.h5.tmp-0a-{here}-{os.getpid()}",
+        f".shard-0002.h5.tmp-0a-not-{here}-{dead}",
+        f".notes.txt.tmp-0a-{here}-{dead}",
     ]
     for name in (*gone, *kept):
         (folder / name).write_bytes(b"half")
-    (folder / kept[0]).rename(folder / ".test.h5.tmp-another-host-1")
+    (folder / kept[0]).rename(folder / ".test.h5.tmp-0a-another-host-1")
     prepare(numbered, 1, folder)
-    left = {".test.h5.tmp-another-host-1", *kept[1:]}
+    left = {".test.h5.tmp-0a-another-host-1", *kept[1:]}
     assert set(contents(folder)) == {"index.json", "shard-0001.h5", "test.h5", *left}
     prepare(numbered, 1, folder, overwrite=True)
     assert set(contents(folder)) == {"index.json", "shard-0001.h5", "test.h5", kept[2]}
@@ -134,10 +134,11 @@ def test_temporaries_of_dead_processes_go(numbered: Recipe, tmp_path: Path) -> N
 
 def test_who_is_dead() -> None:
     here, dead = socket.gethostname(), dead_process()
-    assert is_abandoned(Path(f".a.tmp-{here}-{dead}"))
+    assert is_abandoned(Path(f".a.tmp-0a-{here}-{dead}"))
+    assert not is_abandoned(temporary_name(Path("a")))
     for name in (f"{here}-{os.getpid()}", f"{here}-1", f"x-{dead}", f"{dead}", f"{here}-", here):
-        assert not is_abandoned(Path(f".a.tmp-{name}"))
-    assert not is_abandoned(Path(f".a.tmp-{here}-{2**80}"))
+        assert not is_abandoned(Path(f".a.tmp-0a-{name}"))
+    assert not is_abandoned(Path(f".a.tmp-0a-{here}-{2**80}"))
 
 
 def test_folders_of_dead_preparations_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +147,11 @@ def test_folders_of_dead_preparations_go(tmp_path: Path, monkeypatch: pytest.Mon
     folder, _ = prepare_once(recipe, 1, None)
     shutil.rmtree(folder)
     here, dead = socket.gethostname(), dead_process()
-    gone = folder.with_name(f".{folder.name}.tmp-{here}-{dead}")
+    gone = folder.with_name(f".{folder.name}.tmp-0a-{here}-{dead}")
     kept = [
-        folder.with_name(f".{folder.name}.tmp-elsewhere-{dead}"),
-        folder.with_name(f".{folder.name}.tmp-{here}-{os.getppid()}"),
-        folder.with_name(f".other.tmp-{here}-{dead}"),
+        folder.with_name(f".{folder.name}.tmp-0a-elsewhere-{dead}"),
+        folder.with_name(f".{folder.name}.tmp-0a-{here}-{os.getppid()}"),
+        folder.with_name(f".other.tmp-0a-{here}-{dead}"),
     ]
     for other in (gone, *kept):
         other.mkdir()
@@ -168,8 +169,8 @@ def test_a_folder_that_cannot_be_cleared(numbered: Recipe, tmp_path: Path) -> No
 def test_what_a_dead_process_has_left_is_removed(tmp_path: Path) -> None:
     here = socket.gethostname()
     dead = 2**22 + 1  # beyond the largest process id
-    left, mine = f".outcome.json.tmp-{here}-{dead}", f".outcome.json.tmp-{here}-{os.getpid()}"
-    elsewhere = ".outcome.json.tmp-another-host-1"
+    left, mine = f".outcome.json.tmp-0a-{here}-{dead}", f".outcome.json.tmp-0a-{here}-{os.getpid()}"
+    elsewhere = ".outcome.json.tmp-0a-another-host-1"
     for name in (left, mine, elsewhere, "outcome.json"):
         (tmp_path / name).write_text("")
     remove_abandoned(tmp_path)

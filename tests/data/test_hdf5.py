@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import fedmpi
+from fedmpi.data import files, hdf5
 from fedmpi.data.files import atomic, reading, sha256
 from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError
@@ -58,8 +61,103 @@ def test_a_failure_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> N
 def test_the_name_appears_at_the_end_only(tmp_path: Path) -> None:
     with atomic(tmp_path / "a.txt") as temporary:
         temporary.write_text("half")
-        assert os.listdir(tmp_path) == [f".a.txt.tmp-{socket.gethostname()}-{os.getpid()}"]
+        [name] = os.listdir(tmp_path)
+        assert re.fullmatch(
+            rf"\.a\.txt\.tmp-[0-9a-f]{{16}}-{re.escape(socket.gethostname())}-{os.getpid()}", name
+        )
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic(path) as one, atomic(path) as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o600])
+def test_permissions_are_there_from_the_start(tmp_path: Path, mode: int) -> None:
+    umask = os.umask(0o022)
+    try:
+        with atomic(tmp_path / "a.txt", mode) as temporary:
+            assert temporary.stat().st_mode & 0o777 == mode & ~0o022
+        with create(tmp_path / "a.h5", "fedmpi-shard", mode=mode):
+            [temporary] = tmp_path.glob(".a.h5.tmp-*")
+            assert temporary.stat().st_mode & 0o777 == mode & ~0o022
+    finally:
+        os.umask(umask)
+    for name in ("a.txt", "a.h5"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode & ~0o022
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "elsewhere" / "victim"
+    path.parent.mkdir()
+    path.write_text("untouched")
+    return path
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link])
+def test_what_lies_under_the_temporary_name_is_not_written_to(
+    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "guessed")
+    plant(victim, files.temporary_name(tmp_path / "a.h5"))
+    with pytest.raises(DataError, match=r"cannot write .*a\.h5: File exists"):
+        save(tmp_path / "a.h5")
+    assert victim.read_text() == "untouched"
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_link_to_nowhere_is_not_followed(
+    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "guessed")
+    files.temporary_name(tmp_path / "a.h5").symlink_to(victim.parent / "new")
+    with pytest.raises(DataError, match=r"cannot write .*a\.h5: File exists"):
+        save(tmp_path / "a.h5")
+    assert os.listdir(victim.parent) == ["victim"]
+
+
+def test_what_is_put_in_place_of_the_temporary_file_gets_no_name(
+    tmp_path: Path, victim: Path
+) -> None:
+    def replaced() -> None:
+        with atomic(tmp_path / "a") as temporary:
+            temporary.unlink()
+            temporary.symlink_to(victim)
+
+    with pytest.raises(DataError, match="somebody replaced"):
+        replaced()
+    assert os.listdir(tmp_path) == ["elsewhere"]
+    assert victim.read_text() == "untouched"
+
+
+def test_hdf5_does_not_write_through_a_link_that_comes_late(
+    tmp_path: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def swapped(path: Path, mode: int) -> Iterator[Path]:
+        with atomic(path, mode) as temporary:
+            temporary.unlink()
+            temporary.symlink_to(victim)
+            yield temporary
+
+    monkeypatch.setattr(hdf5, "atomic", swapped)
+    with pytest.raises(DataError, match=r"cannot write .*a\.h5: Too many levels of symbolic"):
+        save(tmp_path / "a.h5")
+    assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_names_that_are_none(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot write"), atomic(path):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_no_folder(tmp_path: Path) -> None:

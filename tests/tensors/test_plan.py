@@ -358,6 +358,17 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
         fedmpi.plan(torch.neg).record(torch.ones(2)).save(tmp_path / "no" / "folder")
 
 
+def test_saving_writes_through_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    for name in ("it.plan", "it.plan.part"):
+        (tmp_path / name).symlink_to(victim)
+    fedmpi.plan(torch.neg).record(torch.ones(2)).save(tmp_path / "it.plan")
+    assert victim.read_text() == "untouched"
+    [found] = fedmpi.RecordedPlan.load(tmp_path / "it.plan")(torch.ones(2))
+    assert torch.equal(found, -torch.ones(2))
+
+
 def program(**changes: Any) -> Program:
     """relu(input), or a spoiled form of it."""
     parts: dict[str, Any] = {
