@@ -13,6 +13,7 @@ what the last party is to get. It belongs to the dealer: whoever reads it knows 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -31,7 +32,7 @@ import torch
 import fedmpi.spdz.protocols.comparison  # noqa: F401 - the plan names its operators
 from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.frame import DTYPES, as_bytes
-from fedmpi.data.files import reading
+from fedmpi.data.files import reading, reason
 from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError, UsageError
 from fedmpi.spdz.member import FIRST_OFFLINE, Dealer, UseMaterial, members
@@ -92,7 +93,7 @@ def deal(
     members()[group] = dealer
     started = time.perf_counter()
     try:
-        with create(path, KIND) as file:
+        with create(path, KIND, mode=0o600) as file:
             frames: Frames | None = None
             for run in range(runs):
                 dealer.kept.clear()
@@ -124,7 +125,6 @@ def deal(
                 frames=json.dumps(frames),
                 seconds=time.perf_counter() - started,
             )
-        os.chmod(path, 0o600)
     finally:
         del members()[group]
 
@@ -132,16 +132,43 @@ def deal(
 class Material:
     """Material of a file while a program uses it up.
 
+    The file is locked as long, where the file system can do that: two programs that draw from it
+    would take the same masks.
+
+    Args:
+        path: of the file that `fedmpi deal` wrote.
+
     Attributes:
         taken: runs so far.
         left: runs that are still there.
         offline_seconds: that dealing took, for all runs of the file.
         offline_bytes: dealt for each run.
         online_seconds: since it was opened.
+
+    Raises:
+        UsageError: the file is open to others, another program draws from it, or all runs were
+            taken.
+        DataError: it is missing, damaged, another kind of file, or cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        try:
+            # Some network file systems lock only what is open for writing.
+            self._locked = open(path, "r+b", buffering=0)  # noqa: SIM115 -- closed by close
+        except OSError as error:
+            raise DataError(f"cannot open {path}, to draw from it: {reason(error)}") from None
+        try:
+            self._open()
+        except BaseException:
+            self._locked.close()
+            raise
+
+    def _open(self) -> None:
+        path = self.path
+        open_checked(path, KIND).close()
+        self._lock()
+        # Opened once more: HDF5 keeps what it has read, of before the lock.
         with open_checked(path, KIND) as file, reading(path):
             attrs = dict(file.attrs)
             self.keys = [bytes(row) for row in plain_dataset(file, "keys")[:]]
@@ -163,6 +190,24 @@ class Material:
         self._start = self._next
         self._since = time.perf_counter()
         self.online_seconds = 0.0
+
+    def _lock(self) -> None:
+        """Refuses a file that is open to others, and keeps other programs from drawing."""
+        mode = os.fstat(self._locked.fileno()).st_mode
+        if mode & 0o077:
+            raise UsageError(
+                f"the material {self.path} is open to others (mode {mode & 0o777:o}): chmod 600 "
+                "it, or deal again if somebody may have read its masks"
+            )
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another program draws from {self.path}: wait for it, or deal more with "
+                "`fedmpi deal`"
+            ) from None
+        except OSError:
+            pass  # many cluster file systems cannot lock
 
     def __repr__(self) -> str:
         per_run = self.offline_seconds / self._runs
@@ -216,16 +261,24 @@ class Material:
         """Writes down how many runs were taken."""
         self.online_seconds = time.perf_counter() - self._since
         self._file.close()
-        self._note(self._next)
+        with self._locked:
+            self._note(self._next)
 
     def _note(self, used: int) -> None:
+        """Has the file say how many runs were taken, on the disk when this returns."""
         try:
+            if not os.path.samestat(os.fstat(self._locked.fileno()), os.stat(self.path)):
+                raise DataError(
+                    f"{self.path} was replaced by another file while it was drawn from: draw from "
+                    "the new one when this has ended"
+                )
             with h5py.File(self.path, "r+", locking=False) as file:
                 file.attrs["used"] = used
+            os.fsync(self._locked.fileno())
         except OSError as error:
             raise DataError(
                 f"cannot write into {self.path} how many runs were taken, so that none is taken "
-                f"twice: {error}"
+                f"twice: {reason(error)}"
             ) from None
 
 
@@ -238,8 +291,8 @@ def material(path: str | Path, *workers: Any) -> Iterator[Material]:
         workers: the parties, in the order in which they share.
 
     Raises:
-        UsageError: for another number of parties, or all runs were taken.
-        DataError: the file is missing, damaged, or another kind of file.
+        UsageError: for another number of parties, and what `Material` refuses.
+        DataError: as `Material`.
     """
     from fedmpi.spdz.group import group_of_workers
 

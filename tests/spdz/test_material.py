@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,12 +79,85 @@ def test_other_plans_are_dealt_for_at_once(tmp_path: Path) -> None:
         assert dealt.taken == 0
 
 
+CRASH = """
+import os, signal, sys
+from fedmpi.spdz import material
+synced, sync = [], os.fsync
+os.fsync = lambda file: (sync(file), synced.append(os.fstat(file).st_ino))
+drawn = material.Material(sys.argv[1])
+print(synced == [os.stat(sys.argv[1]).st_ino], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_crash_uses_all_up(tmp_path: Path) -> None:
+    """That all runs are used is on the disk before any is drawn."""
     path = tmp_path / "material"
     deal(RecordedPlan.load(saved(tmp_path, 2)), path, 2, runs=5)
-    Material(path)  # and never closed
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, str(path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "True\n"), done.stderr
     with pytest.raises(UsageError, match="used up"):
         Material(path)
+
+
+def test_the_file_is_closed_to_others_from_the_start(tmp_path: Path) -> None:
+    plan, umask, seen = RecordedPlan.load(saved(tmp_path, 2)), os.umask(0), []
+
+    def note(run: int) -> None:
+        [temporary] = tmp_path.glob(".material.tmp-*")
+        seen.append(temporary.stat().st_mode & 0o777)
+
+    try:
+        deal(plan, tmp_path / "material", 2, runs=2, progress=note)
+    finally:
+        os.umask(umask)
+    assert seen == [0o600, 0o600]
+    assert (tmp_path / "material").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o602, 0o777])
+def test_a_file_that_is_open_to_others(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "material"
+    deal(RecordedPlan.load(saved(tmp_path, 2)), path, 2, runs=2)
+    path.chmod(mode)
+    with pytest.raises(UsageError, match=rf"open to others \(mode {mode:o}\): chmod 600"):
+        Material(path)
+    path.chmod(0o600)
+    opened = Material(path)
+    assert opened.left == 2  # nothing was used up by the refusal
+    opened.close()
+
+
+def test_two_programs_do_not_draw_from_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "material"
+    deal(RecordedPlan.load(saved(tmp_path, 2)), path, 2, runs=3)
+    first = Material(path)
+    first.take()
+    with pytest.raises(UsageError, match="another program draws from"):
+        Material(path)
+    first.close()
+    second = Material(path)
+    assert (second.left, second.take() - first._first) == (2, first._steps)
+    second.close()
+
+
+def test_a_file_that_takes_the_place_of_one_in_use(tmp_path: Path) -> None:
+    """What was taken of the old one is not written into the new one."""
+    path, plan = tmp_path / "material", RecordedPlan.load(saved(tmp_path, 2))
+    deal(plan, path, 2, runs=3)
+    old = Material(path)
+    deal(plan, path, 2, runs=3)
+    new = Material(path)
+    new.take()
+    new.close()
+    with pytest.raises(DataError, match="was replaced by another file"):
+        old.close()
+    again = Material(path)
+    assert again.left == 2
+    again.close()
 
 
 def test_each_file_has_keys_and_numbers_of_its_own(tmp_path: Path) -> None:
@@ -121,7 +196,7 @@ def test_another_number_of_parties_and_damage(tmp_path: Path) -> None:
             fm.material(path, *workers),
         ):
             pass
-        with pytest.raises(DataError, match="cannot read"), fm.material(tmp_path / "no", *workers):
+        with pytest.raises(DataError, match="cannot open"), fm.material(tmp_path / "no", *workers):
             pass
         (tmp_path / "text").write_text("no HDF5")
         with (

@@ -165,6 +165,7 @@ def test_a_run_is_not_drawn_for_twice(tmp_path: Path) -> None:
         path, old = tmp_path / "material", tmp_path / "old"
         deal(step.record(x), path, parties=2, runs=2)
         old.write_bytes(path.read_bytes())
+        old.chmod(0o600)
         with fedmpi.material(path, *workers):
             step(x), step(x).reveal()
         with (
