@@ -19,6 +19,8 @@ from fedmpi.errors import DataError
 
 STATE = "state"
 """The group in which all tensors are."""
+MOST_SLASHES = 32
+"""In a name: each makes a group."""
 
 
 def put_tensors(file: h5py.File, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -34,11 +36,16 @@ def read_tensors(file: h5py.File, path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a file that has been opened and whose errors are seen to, by name.
 
     Raises:
-        DataError: a dataset is stored in another way, or its dtype is not known.
+        DataError: a dataset is stored in another way or under two names, they claim more bytes
+            than the file has, or a dtype is not known.
     """
     found: dict[str, torch.Tensor] = {}
-    for name in _names(file, STATE):
+    left = file.id.get_filesize()
+    for name in _names(file, path):
         dataset = plain_dataset(file, name)
+        left -= dataset.nbytes
+        if left < 0:
+            raise DataError(f"{path} is damaged: its tensors claim more bytes than it has")
         found[name.removeprefix(f"{STATE}/")] = as_tensor(dataset, f"{path} is damaged: /{name}")
     return found
 
@@ -70,11 +77,24 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
         return np.asarray(tensor.view(widths[tensor.element_size()]).numpy())
 
 
-def _names(file: h5py.File, name: str) -> Iterator[str]:
-    """The datasets, and links to elsewhere, in a group: a name with a slash makes groups."""
-    hard = isinstance(file.get(name, getlink=True), h5py.HardLink)
-    if hard and file.get(name, getclass=True) is h5py.Group:
-        for part in file[name]:
-            yield from _names(file, f"{name}/{part}")
-    else:
+def _names(file: h5py.File, path: str | Path) -> Iterator[str]:
+    """The datasets, and links to elsewhere: a name with a slash makes groups.
+
+    Groups within groups that have two names each would make any number of tensors of a small file.
+    """
+    seen: set[int] = set()
+    waiting = [STATE]
+    while waiting:
+        name = waiting.pop()
+        if not name.isprintable() or name.count("/") > MOST_SLASHES:
+            raise DataError(f"{path} is damaged: a tensor has the name {name!r:.80}")
+        if isinstance(file.get(name, getlink=True), h5py.HardLink):
+            there = file[name]
+            address = h5py.h5o.get_info(there.id).addr
+            if address in seen:
+                raise DataError(f"{path} is damaged: /{name} has another name too")
+            seen.add(address)
+            if isinstance(there, h5py.Group):
+                waiting += [f"{name}/{part}" for part in reversed(list(there))]
+                continue
         yield name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 
 import h5py
@@ -13,9 +14,10 @@ from torch import nn
 from fedmpi import models
 from fedmpi.comm.frame import DTYPES
 from fedmpi.config import Config, from_mapping
+from fedmpi.data.hdf5 import create
 from fedmpi.errors import DataError
 from fedmpi.federated.flat_state import FlatState
-from fedmpi.federated.model_file import load_model, save_model
+from fedmpi.federated.model_file import MODEL_FORMAT, load_model, save_model
 from tests.comm.worlds import same
 from tests.federated.factories import mixed, small_resnet
 
@@ -153,6 +155,73 @@ def test_a_tensor_larger_than_memory_is_refused(tmp_path: Path, content: bytes) 
         file["state"].create_dataset("1.bias", (2**50,), "float32").attrs["dtype"] = "float32"
     with pytest.raises(DataError, match=r"model\.h5: /state/1.bias has no contents of the size"):
         load_model(path)
+
+
+def test_a_tensor_that_was_never_written_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        del file["state/1.bias"]
+        file["state"].create_dataset("1.bias", (10,), "float32").attrs["dtype"] = "float32"
+    with pytest.raises(DataError, match=r"model\.h5: /state/1.bias has no contents of the size"):
+        load_model(path)
+
+
+def test_hard_links_do_not_multiply_tensors(tmp_path: Path, content: bytes) -> None:
+    """30 groups with two names each would be 2^30 tensors."""
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        group = file["state"]
+        for _ in range(30):
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+        group.create_dataset("weight", (1,), data=[1.0]).attrs["dtype"] = "float64"
+    with pytest.raises(DataError, match=r"model\.h5 is damaged: /state/a.* has another name too"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("again", ["/state/1.weight", "/state", "/"])
+def test_nothing_has_two_names(tmp_path: Path, content: bytes, again: str) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        file["state/again"] = file[again]
+    with pytest.raises(DataError, match=r"model\.h5 is damaged: /state.* has another name too"):
+        load_model(path)
+
+
+def test_tensors_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """40 datasets of 100 KB in a file of 120: each is whole for itself."""
+    path, count, size = tmp_path / "model.h5", 40, 25_000
+    with create(path, MODEL_FORMAT) as file:
+        group = file.create_group("state")
+        made = [group.create_dataset(f"{k}", (size,), "float32") for k in range(count)]
+        for dataset in made:
+            dataset.attrs["dtype"] = "float32"
+        for dataset in made:
+            dataset[:] = 1
+    with h5py.File(path) as file:
+        offsets = [file[f"state/{k}"].id.get_offset() for k in range(count)]
+    whole = bytearray(path.read_bytes())
+    for offset in offsets[1:]:
+        place = whole.index(struct.pack("<QQ", offset, 4 * size))
+        struct.pack_into("<Q", whole, place, offsets[0])
+    end = offsets[0] + 4 * size
+    struct.pack_into("<Q", whole, 40, end)  # where the superblock says that the file ends
+    path.write_bytes(whole[:end])
+    with h5py.File(path) as file:
+        assert file["state/39"][-1] == 1
+    with pytest.raises(DataError, match=r"model\.h5 is damaged: its tensors claim more bytes"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "/".join("a" * 40)])
+def test_names_that_no_tensor_has(tmp_path: Path, content: bytes, name: str) -> None:
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "r+") as file:
+        file[f"state/{name}"] = [1.0]
+    with pytest.raises(DataError, match=r"model\.h5 is damaged: a tensor has the name") as refused:
+        load_model(path)
+    assert str(refused.value).isprintable()
 
 
 def test_a_name_with_a_slash_comes_back(tmp_path: Path) -> None:
