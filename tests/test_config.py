@@ -385,6 +385,8 @@ def test_replacing_is_checked_too() -> None:
             {"comm": {"xyzzy": 1}},
             "unknown key comm.xyzzy; known here: transport, workers, topology",
         ),
+        ({"a\x1b[2J": 1}, r"unknown key 'a\x1b[2J'; known here: name, out"),
+        ({"federated": {"a\n": 1}}, r"unknown key federated.'a\n'; known here: mode"),
         ({"seed": "one"}, "seed: Expected `int`, got `str`"),
         ({"seed": 1.5}, "seed: Expected `int`, got `float`"),
         ({"federated": {"lr": "fast"}}, "federated.lr: Expected `float`, got `str`"),

@@ -39,7 +39,8 @@ def _refuse_unknown_keys(table: dict[str, Any], cls: type, where: str, prefix: s
             close = close or [prefix + k for k in difflib.get_close_matches(key, names, n=1)]
             close = close or [known[k] for k in difflib.get_close_matches(key, known, n=1)]
             hint = f": did you mean {close[0]}?" if close else f"; known here: {', '.join(names)}"
-            raise UsageError(f"{where}: unknown key {prefix}{key}{hint}")
+            shown = key if key.isprintable() else repr(key)
+            raise UsageError(f"{where}: unknown key {prefix}{shown}{hint}")
         if is_dataclass(hints[key]) and isinstance(value, dict):
             _refuse_unknown_keys(value, hints[key], where, f"{prefix}{key}.")
 

@@ -33,10 +33,12 @@ _DAMAGE = (
 
 
 def reason(error: BaseException) -> str:
-    """Why an operation failed, in the system's words where it has some, on one line."""
+    """Why an operation failed, in the system's words where it has some, on one printable line."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    # HDF5 quotes names of the file as they are, a terminal's escape sequences among them.
+    return text if text.isprintable() else repr(text)
 
 
 @contextmanager

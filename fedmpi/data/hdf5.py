@@ -115,7 +115,7 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
             if not isinstance(newest, int) or not 1 <= newest <= version:
                 raise ForeignFileError(
                     f"{path}: expected {kind} version {version} or older, found version "
-                    f"{newest}; read it with the FedMPI that wrote it ({author})"
+                    f"{newest!r:.80}; read it with the FedMPI that wrote it ({author!r:.80})"
                 )
     except DataError:
         file.close()

@@ -133,7 +133,7 @@ def read_index(folder: str | Path) -> Index:
         if not 1 <= header.version <= VERSION:
             raise DataError(
                 f"{path}: expected version {VERSION} or older, found version {header.version}; "
-                f"read it with the FedMPI that wrote it ({header.created_by})"
+                f"read it with the FedMPI that wrote it ({header.created_by!r:.80})"
             )
         index = from_json(text, Index)
     except DataError:
@@ -169,11 +169,13 @@ def _check(index: Index, path: Path) -> None:
             f"{len(index.normalisation.std)} deviations, or a deviation of 0, for rows "
             f"{list(index.row_shape)}"
         )
+    if not index.source.isprintable():
+        raise DataError(f"{path} is damaged: it names the source {index.source!r:.80}")
     if not index.shards:
         raise DataError(f"{path} is damaged: it lists no shards")
     members: list[ShardInfo | TestInfo] = [*index.shards, index.test]
     for info in members:
-        if info.file != Path(info.file).name:
+        if info.file != Path(info.file).name or not info.file.isprintable():
             raise DataError(f"{path} is damaged: {info.file!r} is not a file's name in its folder")
         if info.rows < 1:
             raise DataError(f"{path} is damaged: {info.file} has {info.rows} rows")

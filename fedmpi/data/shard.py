@@ -183,7 +183,7 @@ def open_shard(
             for what, expected in (("shard", k + 1), ("shards", len(index.shards))):
                 found = attribute(file, what)
                 if found != expected:
-                    raise DataError(f"{path}: expected {what} = {expected}, found {found}")
+                    raise DataError(f"{path}: expected {what} = {expected}, found {found!r}")
             x, y = row_datasets(file, index, info.rows)
             client_id, client_offset = _read_clients(file, info.clients, info.rows)
     except DataError:
@@ -207,8 +207,8 @@ def open_member(
     """
     if verify and (digest := sha256(path, between)) != expected:
         raise DataError(
-            f"{path} is damaged, or from another preparation: expected SHA-256 {expected[:12]}, "
-            f"found {digest[:12]}; copy or prepare it again"
+            f"{path} is damaged, or from another preparation: expected SHA-256 {expected[:12]!r}, "
+            f"found {digest[:12]!r}; copy or prepare it again"
         )
     file = open_checked(path, kind)
     try:
@@ -216,8 +216,8 @@ def open_member(
             found = attribute(file, "dataset")
         if found != index.dataset:
             raise DataError(
-                f"{path} belongs to another dataset: expected {index.dataset[:12]}, "
-                f"found {str(found)[:12]}"
+                f"{path} belongs to another dataset: expected {index.dataset[:12]!r}, "
+                f"found {str(found)[:12]!r}"
             )
     except DataError:
         file.close()

@@ -100,8 +100,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         expected, found = file.attrs.get("sha256"), checkpoint.digest()
     if expected != found:
         raise DataError(
-            f"{path} is damaged: expected contents with the SHA-256 {str(expected)[:12]}, found "
-            f"{found[:12]}"
+            f"{path} is damaged: expected contents with the SHA-256 {str(expected)[:12]!r}, found "
+            f"{found[:12]!r}"
         )
     return checkpoint
 

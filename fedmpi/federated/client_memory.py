@@ -67,8 +67,17 @@ def recall_memory(
     """Has every worker take what the clients that it holds now remember.
 
     Raises:
+        DataError: a file is of a client that is not in the job, or has no name that one can have.
         RemoteError: a file is missing or damaged.
     """
+    for file in files:
+        if not file.file.isprintable():
+            raise DataError(f"{folder} holds no clients' file {file.file!r:.80}")
+        if strangers := [client for client in file.clients if client not in rank_of]:
+            raise DataError(
+                f"{folder} holds {file.file!r:.80} of client {strangers[0]}, whom the job does "
+                "not have"
+            )
 
     def asked(rank: int) -> RecallMemory:
         mine = [f for f in files if any(rank_of[client] == rank for client in f.clients)]
@@ -116,7 +125,8 @@ def read_memory(
         path = Path(command.folder) / Path(entry.file).name
         if (found := sha256(path, worker.heartbeat.between)) != entry.sha256:
             raise DataError(
-                f"{path} is damaged: expected the SHA-256 {entry.sha256[:12]}, found {found[:12]}"
+                f"{path} is damaged: expected the SHA-256 {entry.sha256[:12]!r}, found "
+                f"{found[:12]!r}"
             )
         with open_checked(path, CLIENTS_FORMAT) as file, reading(path):
             for name, of_client in memory.items():

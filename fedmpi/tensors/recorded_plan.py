@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from fedmpi.comm.frame import DTYPES, UNREADABLE
-from fedmpi.data.files import atomic
+from fedmpi.data.files import atomic, reason
 from fedmpi.decoding import from_msgpack
 from fedmpi.errors import DataError, FedMPIError, UsageError
 from fedmpi.tensors.batch_size import Growing, Whole
@@ -158,12 +158,14 @@ class RecordedPlan:
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from None
         except UNREADABLE as error:
-            raise DataError(f"{path} is not a plan of FedMPI: {error}") from None
+            raise DataError(f"{path} is not a plan of FedMPI: {reason(error)}") from None
         if (content.format, content.version) != (FORMAT, VERSION):
             raise DataError(
                 f"{path} is {content.format!r} version {content.version}, expected {FORMAT!r} "
                 f"version {VERSION}"
             )
+        if not content.name.isprintable():
+            raise DataError(f"{path} holds a plan of the name {content.name!r:.80}")
         try:
             Replay(content.program)
             inputs = [one.layout() for one in content.inputs]

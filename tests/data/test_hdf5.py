@@ -15,7 +15,7 @@ import pytest
 
 import fedmpi
 from fedmpi.data import files, hdf5
-from fedmpi.data.files import atomic, reading, sha256
+from fedmpi.data.files import atomic, reading, reason, sha256
 from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.errors import DataError
 
@@ -266,6 +266,21 @@ def test_newer_version(tmp_path: Path) -> None:
     ):
         open_checked(tmp_path / "a.h5", "fedmpi-shard")
     open_checked(tmp_path / "a.h5", "fedmpi-shard", version=3).close()
+
+
+@pytest.mark.parametrize("name", ["format", "version", "created_by"])
+def test_attributes_that_a_terminal_would_obey(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "a.h5", version=3)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs[name] = "\x1b[2J"
+    with pytest.raises(DataError) as refused:
+        open_checked(tmp_path / "a.h5", "fedmpi-shard")
+    assert str(refused.value).isprintable()
+
+
+def test_reasons_are_printable() -> None:
+    assert reason(RuntimeError("object '\x1b[2J' \n is gone")).isprintable()
+    assert reason(RuntimeError("gone")) == "gone"
 
 
 def test_only_plain_datasets(tmp_path: Path) -> None:

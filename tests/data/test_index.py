@@ -52,6 +52,11 @@ def test_truncated_index(prepared: tuple[Path, Index]) -> None:
         ({"format": "fedmpi-other"}, "expected the format 'fedmpi-index', found 'fedmpi-other'"),
         ({"version": 2}, "expected version 1 or older, found version 2; read it with"),
         ({"version": "1"}, r"damaged: Expected `int`, got `str` - at `\$.version`"),
+        ({"version": 2, "created_by": "\x1b[2J"}, r"that wrote it \('\\x1b\[2J'\)"),
+        ({"source": "\x1b[2J"}, "damaged: it names the source"),
+        ({"dtype": "\x1b[2J"}, "damaged: rows"),
+        ({"task": "\x1b[2J"}, "damaged: Invalid enum value"),
+        ({"test": {"file": "\x1b[2J", "rows": 0, "sha256": ""}}, "is not a file's name"),
         ({"classes": -1}, "damaged: classification with -1 classes"),
         ({"task": "regression"}, "damaged: regression with 5 classes"),
         ({"task": "ranking"}, "damaged: Invalid enum value 'ranking'"),
@@ -78,8 +83,9 @@ def test_truncated_index(prepared: tuple[Path, Index]) -> None:
 def test_damaged_index(prepared: tuple[Path, Index], changes: dict[str, Any], message: str) -> None:
     path = prepared[0] / "index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         read_index(prepared[0])
+    assert str(refused.value).isprintable()
 
 
 def test_index_of_text_that_is_not_json(prepared: tuple[Path, Index]) -> None:

@@ -141,7 +141,7 @@ def test_a_flipped_bit_among_the_rows(prepared: Dataset) -> None:
     path = folder / "test.h5"
     with h5py.File(path, "r+") as file:
         file["x"][0, 0] += 1
-    with pytest.raises(DataError, match=r"test.h5 is damaged.* expected SHA-256 \w{12}, found"):
+    with pytest.raises(DataError, match=r"test.h5 is damaged.* expected SHA-256 '\w{12}', found"):
         held_out(folder, index, 1000, 1)
     held_out(folder, index, 1000, 1, verify=False)
 

@@ -62,7 +62,7 @@ def make_folder(file: Path) -> None:
     [
         (Path.unlink, "No such file"),
         (truncate, "is (truncated|damaged)"),
-        (flip_a_bit, r"is damaged.*: expected SHA-256 \w{12}, found \w{12}"),
+        (flip_a_bit, r"is damaged.*: expected SHA-256 '\w{12}', found '\w{12}'"),
         (lambda file: flip_a_bit(file, 0), "is (not an HDF5 file|damaged)"),
         (make_foreign, "expected the format 'fedmpi-(shard|test)', found None|is damaged"),
         (make_text, "is (not an HDF5 file|damaged)"),
@@ -116,7 +116,7 @@ def test_shards_of_two_datasets(refused, shards: Path, tmp_path: Path) -> None:
     ):
         error = str(refused(*RUN, f"--path={shards}", verify))
         assert "worker on rank 2" in error
-        assert re.search(rf"{words}: expected \S* ?\w{{12}}, found \w{{12}}", error)
+        assert re.search(rf"{words}: expected \S* ?'\w{{12}}', found '\w{{12}}'", error)
 
 
 def test_shards_in_the_wrong_order(refused, shards: Path) -> None:

@@ -261,6 +261,26 @@ def test_a_checkpoint_of_another_run(copy, tmp_path: Path) -> None:
         play(config, 2, str(folder.path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clients": [1, 99]}, "of client 99, whom the job does not have: set aside"),
+        ({"file": "\x1b[2J.h5"}, r"holds no clients' file '\x1b[2J.h5': set aside"),
+        ({"sha256": "\x1b[2J"}, r"expected the SHA-256 '\x1b[2J', found"),
+    ],
+)
+def test_clients_that_cannot_be(copy, changes: dict[str, Any], said: str) -> None:
+    folder, config, expected = copy
+    path = folder.checkpoints / "round-000003.h5"
+    found = read_checkpoint(path)
+    first, *others = found.about.clients
+    about = replace(found.about, clients=[replace(first, **changes), *others])
+    write_checkpoint(path, Checkpoint(about, found.state))
+    _, told = play(config, 2, str(folder.path))
+    assert said in told.replace("\n", " ")
+    assert bits(folder) == expected
+
+
 def test_metrics_that_were_lost(copy) -> None:
     folder, config, _ = copy
     folder.metrics.write_text(folder.metrics.read_text().split("\n", 1)[1])

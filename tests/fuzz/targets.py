@@ -216,7 +216,19 @@ def _attribute(file: h5py.File, drawn: random.Random) -> None:
         del file.attrs[name]
     else:
         file.attrs[name] = drawn.choice(
-            ["", "x", -1, 0, 2**62, 1.5, np.nan, np.arange(3), np.zeros((2, 2)), b"\xff\xfe"]
+            [
+                "",
+                "x",
+                "\x1b[2J",
+                -1,
+                0,
+                2**62,
+                1.5,
+                np.nan,
+                np.arange(3),
+                np.zeros((2, 2)),
+                b"\xff\xfe",
+            ]
         )
 
 

@@ -334,14 +334,17 @@ def saved(path: Path) -> dict[str, Any]:
         ("inputs", [], "inputs or results are not those it names"),
         ("inputs", [[[2], [1], 0, "float7"]], "cannot be run"),
         ("name", 3, "is not a plan of FedMPI"),
+        ("name", "\x1b[2J", r"holds a plan of the name '\\x1b\[2J'"),
+        ("program", ["\x1b[2J"], "is not a plan of FedMPI"),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, key: str, value: Any, reason: str) -> None:
     path = tmp_path / "it.plan"
     content = saved(path) | {key: value}
     path.write_bytes(msgspec.msgpack.encode(content))
-    with pytest.raises(DataError, match=reason):
+    with pytest.raises(DataError, match=reason) as refused:
         fedmpi.RecordedPlan.load(path)
+    assert str(refused.value).isprintable()
 
 
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
