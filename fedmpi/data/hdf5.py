@@ -134,13 +134,13 @@ def attribute(of: h5py.HLObject, name: str) -> str | int | None:
     return int(found) if isinstance(found, np.integer) else None
 
 
-def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset `name`, whose bytes must lie in `file` itself, contiguous and unfiltered.
+def inner_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset `name`, whose bytes must lie in `file` itself, in whatever layout.
 
-    Links and external storage would let a file hand out the contents of another one.
+    Links, external and virtual storage would let a file hand out the contents of another one.
 
     Raises:
-        DataError: there is no such dataset, or it is stored in another way.
+        DataError: there is no such dataset, or it is elsewhere.
     """
     where = f"{file.filename}: /{name}"
     parts = name.split("/")
@@ -155,6 +155,17 @@ def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise DataError(f"{where} is a group: expected a dataset")
     if dataset.external is not None or dataset.is_virtual:
         raise DataError(f"{where} keeps its data in another file: expected it in this one")
+    return dataset
+
+
+def plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """An `inner_dataset`, contiguous and unfiltered, as FedMPI writes all of them.
+
+    Raises:
+        DataError: as `inner_dataset`, or it is stored in another way.
+    """
+    dataset = inner_dataset(file, name)
+    where = f"{file.filename}: /{name}"
     if dataset.chunks is not None:
         raise DataError(f"{where} is chunked or compressed: expected a contiguous dataset")
     # What was never written takes no room, however large it claims to be, and reads as zeros.

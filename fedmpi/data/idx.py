@@ -12,7 +12,7 @@ from typing import IO, cast
 import numpy as np
 
 from fedmpi.data.files import reading
-from fedmpi.data.rows import Array, StreamedRows
+from fedmpi.data.rows import StreamedRows
 from fedmpi.errors import DataError
 
 
@@ -44,12 +44,6 @@ def idx_rows(path: Path, dimensions: int) -> StreamedRows:
             yield stream
 
     return StreamedRows(str(path), at_first_row, shape, np.dtype(np.uint8))
-
-
-def idx_labels(path: Path) -> Array:
-    """All labels of an IDX file, uint8 [n]. Raises `DataError` as `idx_rows` does."""
-    rows = idx_rows(path, 1)
-    return np.concatenate([np.empty(0, np.uint8), *rows.blocks(max(1, rows.shape[0]))])
 
 
 @contextmanager

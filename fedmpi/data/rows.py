@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpi.data.files import reading
-from fedmpi.data.hdf5 import open_file
+from fedmpi.data.hdf5 import inner_dataset, open_file
+from fedmpi.data.memory import require_memory
 from fedmpi.errors import DataError
 
 Array = NDArray[Any]
+
+_VECTOR_BLOCK = 2**16
+_COPIES = 4
+"""Of a vector that is in memory at once: labels are converted, sorted and drawn from."""
 
 
 class Rows(Protocol):
@@ -90,7 +96,10 @@ class StreamedRows:
 
 @dataclass(frozen=True)
 class Hdf5Rows:
-    """Rows of a dataset in an HDF5 file of the user's own, chunked and compressed or not."""
+    """Rows of a dataset in an HDF5 file of the user's own, chunked and compressed or not.
+
+    Strings are rows of any length; their dtype says no more than that they are strings.
+    """
 
     path: Path
     dataset: str
@@ -99,6 +108,26 @@ class Hdf5Rows:
 
     def blocks(self, rows: int) -> Iterator[Array]:
         with reading(self.path), open_file(self.path) as file:
-            dataset = file[self.dataset]
+            dataset = inner_dataset(file, self.dataset)
+            if h5py.check_string_dtype(dataset.dtype):
+                for start in range(0, self.shape[0], rows):
+                    yield np.array(dataset.asstr()[start : start + rows], dtype=np.str_)
+                return
             for start in range(0, self.shape[0], rows):
                 yield dataset[start : start + rows]
+
+
+def vector(rows: Rows, where: str) -> Array:
+    """All of an array [rows], such as labels.
+
+    Raises:
+        DataError: it is damaged, or needs more memory than there is; begins with `where`.
+    """
+    count = rows.shape[0]
+    require_memory(_COPIES * count * max(8, rows.dtype.itemsize), where)
+    blocks = [np.empty(0, rows.dtype)]
+    for block in rows.blocks(_VECTOR_BLOCK):
+        # The longest string decides how wide all of them are.
+        require_memory(_COPIES * count * block.dtype.itemsize, where)
+        blocks.append(block)
+    return np.concatenate(blocks)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fedmpi.config import Recipe
 from fedmpi.data import draws
-from fedmpi.data.rows import Array, Rows
+from fedmpi.data.memory import require_memory
+from fedmpi.data.rows import Array, ArrayRows, Rows, vector
 from fedmpi.errors import DataError, UsageError
 
 Task = Literal["classification", "regression"]
@@ -49,7 +50,7 @@ class Source:
     held_out: NDArray[np.bool_] | None
     classes: int
     peak: int = 255
-    columns: Mapping[str, Callable[[], Array]] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[], Rows]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -136,22 +137,23 @@ class Source:
 
         Raises:
             UsageError: there is no such column.
-            DataError: it has another number of rows than `x`, or real numbers.
+            DataError: it has another number of rows than `x`, or real numbers, or is damaged.
         """
         known = dict(self.columns)
         if self.classes:
-            known["y"] = lambda: self.y
+            known["y"] = lambda: ArrayRows(self.y)
         if name not in known:
             raise UsageError(
                 f"by = {name!r}: {self.name} has no such column; "
                 f"it has {', '.join(sorted(known)) or 'none'}"
             )
-        values = known[name]()
-        if values.shape != (len(self.y),) or values.dtype.kind not in "iubUS":
+        rows = known[name]()
+        if rows.shape != (len(self.y),) or rows.dtype.kind not in "iubUS":
             raise DataError(
-                f"{self.name}: column {name} is {values.dtype} {list(values.shape)}: "
+                f"{self.name}: column {name} is {rows.dtype} {list(rows.shape)}: "
                 f"expected integers or strings [{len(self.y)}]"
             )
+        values = vector(rows, f"{self.name}: column {name}")
         return values if self.held_out is None else values[~self.held_out]
 
 
@@ -159,14 +161,16 @@ def make_source(
     recipe: Recipe,
     name: str,
     x: Rows,
-    y: Array,
+    y: Rows,
     x_test: Rows | None = None,
-    y_test: Array | None = None,
+    y_test: Rows | None = None,
     *,
     peak: int = 255,
-    columns: Mapping[str, Callable[[], Array]] | None = None,
+    columns: Mapping[str, Callable[[], Rows]] | None = None,
 ) -> Source:
     """Checks rows and labels and, without a test set, draws the rows that are held out.
+
+    Nothing is read before all shapes and types fit: a small file may claim any size.
 
     Args:
         recipe: test_fraction and partition_seed draw the held-out rows.
@@ -179,31 +183,27 @@ def make_source(
         columns: further columns by name.
 
     Raises:
-        DataError: shapes or types do not fit, or a label is out of range or NaN.
+        DataError: shapes or types do not fit, neither in memory, or a label is out of range or
+            NaN.
     """
-    labels, classes = _check_labels(name, y, y_test)
-    tables = [(x, labels[0], "x")]
-    if x_test is not None:
-        if len(labels) != 2:
-            raise DataError(f"{name}: x_test needs y_test")
-        tables.append((x_test, labels[1], "x_test"))
-    elif len(labels) == 2:
-        raise DataError(f"{name}: y_test needs x_test")
-    for rows, its_labels, what in tables:
-        if rows.dtype.kind not in "uifb" or len(rows.shape) < 2 or 0 in rows.shape:
-            raise DataError(
-                f"{name}: {what} is {rows.dtype} {list(rows.shape)}: expected numbers "
-                "[rows, features] or [rows, channels, height, width]"
-            )
-        if rows.shape[0] != len(its_labels):
-            raise DataError(
-                f"{name}: {what} has {rows.shape[0]} rows but its labels have {len(its_labels)}"
-            )
+    tables = [("x", x, "y", y)]
+    if x_test is not None and y_test is not None:
+        tables.append(("x_test", x_test, "y_test", y_test))
+    elif x_test is not None or y_test is not None:
+        missing = "x_test needs y_test" if y_test is None else "y_test needs x_test"
+        raise DataError(f"{name}: {missing}")
+    for what, rows, what_labels, its_labels in tables:
+        _check_shapes(name, what, rows, what_labels, its_labels)
         if rows.shape[1:] != x.shape[1:] or (rows.dtype == np.uint8) != (x.dtype == np.uint8):
             raise DataError(
                 f"{name}: a row of x_test is {rows.dtype} {list(rows.shape[1:])} but one of x is "
                 f"{x.dtype} {list(x.shape[1:])}"
             )
+        if (its_labels.dtype.kind == "f") != (y.dtype.kind == "f"):
+            raise DataError(f"{name}: y is {y.dtype} but y_test is {its_labels.dtype}")
+    labels, classes = _check_labels(
+        name, {what: vector(rows, f"{name}: {what}") for _, _, what, rows in tables}
+    )
     row_shape = tuple(x.shape[1:])
     if x.dtype == np.uint8 and len(row_shape) == 2:
         row_shape = (1, *row_shape)
@@ -231,17 +231,30 @@ def _draw_held_out(recipe: Recipe, name: str, rows: int) -> NDArray[np.bool_]:
     return held_out
 
 
-def _check_labels(name: str, y: Array, y_test: Array | None) -> tuple[list[Array], int]:
+def _check_shapes(name: str, what: str, rows: Rows, what_labels: str, labels: Rows) -> None:
+    """Whether rows and their labels can be what they have to be, as far as headers tell."""
+    if len(labels.shape) != 1 or labels.dtype.kind not in "uifb":
+        raise DataError(
+            f"{name}: {what_labels} is {labels.dtype} {list(labels.shape)}: expected integers "
+            "(classes) or real numbers (targets) [rows]"
+        )
+    if rows.dtype.kind not in "uifb" or len(rows.shape) < 2 or 0 in rows.shape:
+        raise DataError(
+            f"{name}: {what} is {rows.dtype} {list(rows.shape)}: expected numbers "
+            "[rows, features] or [rows, channels, height, width]"
+        )
+    if rows.shape[0] != labels.shape[0]:
+        raise DataError(
+            f"{name}: {what} has {rows.shape[0]} rows but its labels have {labels.shape[0]}"
+        )
+    # A block has one row at least, as it is stored and as it is used.
+    row_bytes = math.prod(rows.shape[1:]) * (rows.dtype.itemsize + np.dtype(np.float32).itemsize)
+    require_memory(2 * row_bytes, f"{name}: a row of {what}")
+
+
+def _check_labels(name: str, given: dict[str, Array]) -> tuple[list[Array], int]:
     """The labels as int64 or float32 and the number of classes, 0 for regression."""
-    given = {"y": y} if y_test is None else {"y": y, "y_test": y_test}
-    for what, labels in given.items():
-        if labels.ndim != 1 or labels.dtype.kind not in "uifb":
-            raise DataError(
-                f"{name}: {what} is {labels.dtype} {list(labels.shape)}: expected integers "
-                "(classes) or real numbers (targets) [rows]"
-            )
-        if (labels.dtype.kind == "f") != (y.dtype.kind == "f"):
-            raise DataError(f"{name}: y is {y.dtype} but y_test is {labels.dtype}")
+    y = given["y"]
     if y.dtype.kind == "f":
         return [_real_labels(name, what, labels) for what, labels in given.items()], 0
     for what, labels in given.items():

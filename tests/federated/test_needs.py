@@ -18,10 +18,11 @@ from fedmpi.config import (
     FederatedConfig,
     RobustConfig,
 )
+from fedmpi.data.memory import available_memory, limits_left
 from fedmpi.errors import RemoteError, UsageError
 from fedmpi.federated import needs
 from fedmpi.federated.flat_state import FlatState
-from fedmpi.federated.needs import available_memory, limits_left, refuse_disk, worker_bytes
+from fedmpi.federated.needs import refuse_disk, worker_bytes
 from tests.federated.lab import DIGITS, config_of, play_alone
 
 MIB = 2**20
