@@ -126,9 +126,15 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
 def attribute(of: h5py.HLObject, name: str) -> str | int | None:
     """An attribute that is a word or a whole number; None if there is none, or it is anything else.
 
-    A hostile file may hold an array there, which compares as nothing else does.
+    A hostile file may hold an array there, which compares as nothing else does. And HDF5 crashes
+    the process when one flipped bit has made a sequence of a word, so its type comes first.
     """
-    found = of.attrs.get(name)
+    if name not in of.attrs:
+        return None
+    kind = of.attrs.get_id(name).dtype
+    if kind.kind not in "iu" and h5py.check_string_dtype(kind) is None:
+        return None
+    found = of.attrs[name]
     if isinstance(found, str):
         return found
     return int(found) if isinstance(found, np.integer) else None

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from fedmpi.data.files import reading
-from fedmpi.data.hdf5 import create, open_checked, plain_dataset
+from fedmpi.data.hdf5 import attribute, create, open_checked, plain_dataset
 from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.federated.remembered import State
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     with open_checked(path, CHECKPOINT_FORMAT) as file, reading(path):
         checkpoint = Checkpoint(_about(file, path), read_tensors(file, path))
-        expected, found = file.attrs.get("sha256"), checkpoint.digest()
+        expected, found = attribute(file, "sha256"), checkpoint.digest()
     if expected != found:
         raise DataError(
             f"{path} is damaged: expected contents with the SHA-256 {str(expected)[:12]!r}, found "

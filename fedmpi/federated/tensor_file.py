@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedmpi.comm.frame import DTYPES
-from fedmpi.data.hdf5 import plain_dataset
+from fedmpi.data.hdf5 import attribute, plain_dataset
 from fedmpi.errors import DataError
 
 STATE = "state"
@@ -61,8 +61,8 @@ def as_tensor(dataset: h5py.Dataset, where: str) -> torch.Tensor:
     Raises:
         DataError: its dtype is not known, or not as wide as what is stored.
     """
-    name = dataset.attrs["dtype"]
-    dtype = DTYPES.get(name)
+    name = attribute(dataset, "dtype")
+    dtype = DTYPES.get(str(name))
     if dtype is None or dtype.itemsize != dataset.dtype.itemsize:
         raise DataError(f"{where} is stored as {dataset.dtype}: found the dtype {name!r}")
     return torch.from_numpy(dataset[()].reshape(-1)).view(dtype).reshape(dataset.shape)

@@ -133,6 +133,18 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path, content: bytes, dtype: 
         load_model(path)
 
 
+def test_a_dtype_that_a_flipped_bit_makes_a_sequence_is_refused(
+    tmp_path: Path, content: bytes
+) -> None:
+    """It is not read: HDF5 was seen to crash the process."""
+    path = tmp_path / "model.h5"
+    path.write_bytes(content.replace(b"dtype\0\0\0\x19\x01", b"dtype\0\0\0\x19\x00"))
+    with h5py.File(path) as file:
+        assert h5py.check_vlen_dtype(file["state/1.bias"].attrs.get_id("dtype").dtype) is not None
+    with pytest.raises(DataError, match=r"model\.h5 is damaged: .* found the dtype None"):
+        load_model(path)
+
+
 def test_a_link_to_elsewhere_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.h5"
     (tmp_path / "other.h5").write_bytes(content)

@@ -26,6 +26,7 @@ from fedmpi.comm.frame import decode, encode
 from fedmpi.config import Config, Recipe, from_toml, to_toml
 from fedmpi.data.index import INDEX_FILE, read_index, save_index
 from fedmpi.data.shard import open_shard
+from fedmpi.data.sources import open_source
 from fedmpi.federated.commands import ClientsEvaluated, Ready, Reported, Train
 from fedmpi.federated.model_file import load_model, save_model
 from fedmpi.federated.taking_over import Taken
@@ -275,6 +276,20 @@ def plan_target(folder: Path) -> Target:
     return Bytes(folder, "it.plan", RecordedPlan.load)
 
 
+def own_target(folder: Path) -> Target:
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+    np.savez(folder / "own.npz", x=x, y=np.arange(20) % 2, site=np.array(["a", "b"] * 10))
+
+    def read(path: Path) -> None:
+        source = open_source(Recipe(str(path)))
+        for _ in source.blocks("train"):
+            pass
+        if source.columns:
+            source.column(next(iter(source.columns)))
+
+    return Bytes(folder, "own.npz", read)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "frames and commands": Frames,
     "answers and alarms": Said,
@@ -284,4 +299,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "shards, hostile": HostileShard,
     "model files": model_target,
     "plan files": plan_target,
+    "own files": own_target,
 }
