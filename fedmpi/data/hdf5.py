@@ -67,9 +67,9 @@ def create(path: str | Path, kind: str, version: int = 1, mode: int = 0o666) -> 
     with atomic(path, mode) as temporary, _Disk(temporary, "r+", opener=no_link) as disk:
         try:
             with h5py.File(disk, "w", libver=LIBVER) as file:
-                file.attrs["format"] = kind
+                put_attribute(file, "format", kind)
                 file.attrs["version"] = version
-                file.attrs["created_by"] = f"FedMPI {fedmpi.__version__}"
+                put_attribute(file, "created_by", f"FedMPI {fedmpi.__version__}")
                 yield file
         finally:
             if disk.error is not None:
@@ -127,17 +127,24 @@ def attribute(of: h5py.HLObject, name: str) -> str | int | None:
     """An attribute that is a word or a whole number; None if there is none, or it is anything else.
 
     A hostile file may hold an array there, which compares as nothing else does. And HDF5 crashes
-    the process when one flipped bit has made a sequence of a word, so its type comes first.
+    or does not come to an end when it follows a damaged reference to a value of any length, so the
+    type comes first: a word has to be one that `put_attribute` has written.
     """
     if name not in of.attrs:
         return None
     kind = of.attrs.get_id(name).dtype
-    if kind.kind not in "iu" and h5py.check_string_dtype(kind) is None:
+    if kind.kind not in "iu" and getattr(h5py.check_string_dtype(kind), "length", None) is None:
         return None
     found = of.attrs[name]
-    if isinstance(found, str):
-        return found
+    if isinstance(found, bytes):
+        return found.decode("utf-8", "replace")
     return int(found) if isinstance(found, np.integer) else None
+
+
+def put_attribute(of: h5py.HLObject, name: str, word: str) -> None:
+    """Writes a word for `attribute`, of a length of its own and without a reference."""
+    raw = word.encode()
+    of.attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", len(raw)))
 
 
 def inner_dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedmpi.data.files import nothing, sha256
 from fedmpi.data.folder import TEST_FILE, shard_file
-from fedmpi.data.hdf5 import create
+from fedmpi.data.hdf5 import create, put_attribute
 from fedmpi.data.index import Index, ShardInfo, TestInfo, save_index
 from fedmpi.data.plan import Plan
 from fedmpi.data.rows import Array
@@ -141,7 +141,7 @@ def clients_in_memory(plan: Plan, k: int) -> ShardArrays:
 def _create_rows(file: h5py.File, plan: Plan, rows: int) -> None:
     """Gives a file its empty x and y, and the attributes that tell where they come from."""
     source = plan.source
-    file.attrs["dataset"] = plan.dataset
+    put_attribute(file, "dataset", plan.dataset)
     file.attrs["source"] = source.name
     file.attrs["normalisation"] = msgspec.json.encode(plan.normalisation).decode()
     file.create_dataset("x", (rows, *source.row_shape), source.dtype)

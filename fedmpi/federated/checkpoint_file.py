@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from fedmpi.data.files import reading
-from fedmpi.data.hdf5 import attribute, create, open_checked, plain_dataset
+from fedmpi.data.hdf5 import attribute, create, open_checked, plain_dataset, put_attribute
 from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.federated.remembered import State
@@ -83,7 +83,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         DataError: the file cannot be written.
     """
     with create(path, CHECKPOINT_FORMAT) as file:
-        file.attrs["sha256"] = checkpoint.digest()
+        put_attribute(file, "sha256", checkpoint.digest())
         about = np.frombuffer(msgspec.json.encode(checkpoint.about), dtype=np.uint8)
         file.create_dataset(ABOUT, data=about)
         put_tensors(file, checkpoint.state)

@@ -14,7 +14,7 @@ import torch
 
 import fedmpi.federated.commands  # noqa: F401 - the trainer is made there
 from fedmpi.data.files import reading, sha256
-from fedmpi.data.hdf5 import create, open_checked, plain_dataset
+from fedmpi.data.hdf5 import create, open_checked, plain_dataset, put_attribute
 from fedmpi.errors import DataError
 from fedmpi.federated.checkpoint_file import ClientsFile
 from fedmpi.federated.commands import TRAINER
@@ -104,7 +104,7 @@ def write_memory(worker: Worker, command: KeepMemory, tensors: list[torch.Tensor
                 row = as_array(host)
                 if not place:
                     rows = group.create_dataset("rows", (len(ids), *row.shape), row.dtype)
-                    rows.attrs["dtype"] = dtype_name(host)
+                    put_attribute(rows, "dtype", dtype_name(host))
                 rows[place] = row
                 worker.heartbeat.between()
     digest = sha256(path, worker.heartbeat.between)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedmpi.comm.frame import DTYPES
-from fedmpi.data.hdf5 import attribute, plain_dataset
+from fedmpi.data.hdf5 import attribute, plain_dataset, put_attribute
 from fedmpi.errors import DataError
 
 STATE = "state"
@@ -29,7 +29,7 @@ def put_tensors(file: h5py.File, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         host = tensor.detach().cpu().contiguous()
         dataset = state.create_dataset(name, data=as_array(host))
-        dataset.attrs["dtype"] = dtype_name(host)
+        put_attribute(dataset, "dtype", dtype_name(host))
 
 
 def read_tensors(file: h5py.File, path: str | Path) -> dict[str, torch.Tensor]:

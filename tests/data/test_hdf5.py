@@ -16,7 +16,7 @@ import pytest
 import fedmpi
 from fedmpi.data import files, hdf5
 from fedmpi.data.files import atomic, reading, reason, sha256
-from fedmpi.data.hdf5 import create, open_checked, plain_dataset
+from fedmpi.data.hdf5 import create, open_checked, plain_dataset, put_attribute
 from fedmpi.errors import DataError
 
 
@@ -29,9 +29,9 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     save(tmp_path / "a.h5")
     with open_checked(tmp_path / "a.h5", "fedmpi-shard") as file:
         assert dict(file.attrs) == {
-            "format": "fedmpi-shard",
+            "format": b"fedmpi-shard",
             "version": 1,
-            "created_by": f"FedMPI {fedmpi.__version__}",
+            "created_by": f"FedMPI {fedmpi.__version__}".encode(),
         }
         assert plain_dataset(file, "group/x")[5] == 5
     assert os.listdir(tmp_path) == ["a.h5"]
@@ -272,10 +272,19 @@ def test_newer_version(tmp_path: Path) -> None:
 def test_attributes_that_a_terminal_would_obey(tmp_path: Path, name: str) -> None:
     save(tmp_path / "a.h5", version=3)
     with h5py.File(tmp_path / "a.h5", "r+") as file:
-        file.attrs[name] = "\x1b[2J"
+        put_attribute(file, name, "\x1b[2J")
     with pytest.raises(DataError) as refused:
         open_checked(tmp_path / "a.h5", "fedmpi-shard")
     assert str(refused.value).isprintable()
+
+
+def test_words_of_any_length_are_not_followed(tmp_path: Path) -> None:
+    """HDF5 was seen to crash, and to read for ever, where the reference to one is damaged."""
+    save(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file.attrs["format"] = "fedmpi-shard"
+    with pytest.raises(DataError, match="expected the format 'fedmpi-shard', found None"):
+        open_checked(tmp_path / "a.h5", "fedmpi-shard")
 
 
 def test_reasons_are_printable() -> None:

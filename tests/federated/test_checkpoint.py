@@ -264,7 +264,6 @@ def test_a_checkpoint_of_another_run(copy, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"clients": [1, 99]}, "of client 99, whom the job does not have: set aside"),
         ({"file": "\x1b[2J.h5"}, r"holds no clients' file '\x1b[2J.h5': set aside"),
         ({"sha256": "\x1b[2J"}, r"expected the SHA-256 '\x1b[2J', found"),
     ],
@@ -279,6 +278,18 @@ def test_clients_that_cannot_be(copy, changes: dict[str, Any], said: str) -> Non
     _, told = play(config, 2, str(folder.path))
     assert said in told.replace("\n", " ")
     assert bits(folder) == expected
+
+
+def test_clients_that_the_job_does_not_have(copy) -> None:
+    """Nothing is damaged: somebody has put it there."""
+    folder, config, _ = copy
+    path = folder.checkpoints / "round-000003.h5"
+    found = read_checkpoint(path)
+    first, *others = found.about.clients
+    about = replace(found.about, clients=[replace(first, clients=[1, 99]), *others])
+    write_checkpoint(path, Checkpoint(about, found.state))
+    with pytest.raises(DataError, match=r"is whole, but .* client 99, whom the job does not have"):
+        play(config, 2, str(folder.path))
 
 
 def test_metrics_that_were_lost(copy) -> None:

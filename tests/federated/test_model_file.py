@@ -14,7 +14,7 @@ from torch import nn
 from fedmpi import models
 from fedmpi.comm.frame import DTYPES
 from fedmpi.config import Config, from_mapping
-from fedmpi.data.hdf5 import create
+from fedmpi.data.hdf5 import create, put_attribute
 from fedmpi.errors import DataError
 from fedmpi.federated.flat_state import FlatState
 from fedmpi.federated.model_file import MODEL_FORMAT, load_model, save_model
@@ -128,19 +128,16 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_dtype_that_is_none_is_refused(tmp_path: Path, content: bytes, dtype: str) -> None:
     path = tmp_path / "model.h5"
     with h5py.File(path, "r+") as file:
-        file["state/1.bias"].attrs["dtype"] = dtype
+        put_attribute(file["state/1.bias"], "dtype", dtype or " ")
     with pytest.raises(DataError, match=r"model\.h5 is damaged"):
         load_model(path)
 
 
-def test_a_dtype_that_a_flipped_bit_makes_a_sequence_is_refused(
-    tmp_path: Path, content: bytes
-) -> None:
-    """It is not read: HDF5 was seen to crash the process."""
+def test_a_dtype_that_is_a_word_of_any_length_is_refused(tmp_path: Path, content: bytes) -> None:
+    """It is not read: HDF5 was seen to crash the process where the reference to it is damaged."""
     path = tmp_path / "model.h5"
-    path.write_bytes(content.replace(b"dtype\0\0\0\x19\x01", b"dtype\0\0\0\x19\x00"))
-    with h5py.File(path) as file:
-        assert h5py.check_vlen_dtype(file["state/1.bias"].attrs.get_id("dtype").dtype) is not None
+    with h5py.File(path, "r+") as file:
+        file["state/1.bias"].attrs["dtype"] = "float32"
     with pytest.raises(DataError, match=r"model\.h5 is damaged: .* found the dtype None"):
         load_model(path)
 
@@ -164,7 +161,9 @@ def test_a_tensor_larger_than_memory_is_refused(tmp_path: Path, content: bytes) 
     path = tmp_path / "model.h5"
     with h5py.File(path, "r+") as file:
         del file["state/1.bias"]
-        file["state"].create_dataset("1.bias", (2**50,), "float32").attrs["dtype"] = "float32"
+        put_attribute(
+            file["state"].create_dataset("1.bias", (2**50,), "float32"), "dtype", "float32"
+        )
     with pytest.raises(DataError, match=r"model\.h5: /state/1.bias has no contents of the size"):
         load_model(path)
 
@@ -173,7 +172,7 @@ def test_a_tensor_that_was_never_written_is_refused(tmp_path: Path, content: byt
     path = tmp_path / "model.h5"
     with h5py.File(path, "r+") as file:
         del file["state/1.bias"]
-        file["state"].create_dataset("1.bias", (10,), "float32").attrs["dtype"] = "float32"
+        put_attribute(file["state"].create_dataset("1.bias", (10,), "float32"), "dtype", "float32")
     with pytest.raises(DataError, match=r"model\.h5: /state/1.bias has no contents of the size"):
         load_model(path)
 
@@ -187,7 +186,7 @@ def test_hard_links_do_not_multiply_tensors(tmp_path: Path, content: bytes) -> N
             inner = group.create_group("a")
             group["b"] = inner
             group = inner
-        group.create_dataset("weight", (1,), data=[1.0]).attrs["dtype"] = "float64"
+        put_attribute(group.create_dataset("weight", (1,), data=[1.0]), "dtype", "float64")
     with pytest.raises(DataError, match=r"model\.h5 is damaged: /state/a.* has another name too"):
         load_model(path)
 
@@ -208,7 +207,7 @@ def test_tensors_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         group = file.create_group("state")
         made = [group.create_dataset(f"{k}", (size,), "float32") for k in range(count)]
         for dataset in made:
-            dataset.attrs["dtype"] = "float32"
+            put_attribute(dataset, "dtype", "float32")
         for dataset in made:
             dataset[:] = 1
     with h5py.File(path) as file:
