@@ -16,6 +16,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
+from fedmpi.comm.frame import ProtocolError
+
 KEY_BYTES = 16
 _PIECE = 1 << 18
 """Bytes ciphered at a time: zeros and result then stay in the cache."""
@@ -56,7 +58,7 @@ class Stream:
             raise ValueError("a stream fills contiguous tensors in the CPU's memory")
         if t != self._t:
             if not self._t < t < 1 << 64:
-                raise ValueError(f"operation {t} after {self._t}: numbers rise and fit 64 bits")
+                raise ProtocolError(f"operation {t} after {self._t}: numbers rise and fit 64 bits")
             self._t = t
             self._cipher.reset_nonce(t.to_bytes(8, "big") + bytes(8))
         if out.numel() == 0:

@@ -174,6 +174,10 @@ class Done(Reply, frozen=True):
     """All before it is done."""
 
 
+class Withheld(FedMPIError):
+    """A call that failed on what its worker keeps: what PyTorch says of it would tell values."""
+
+
 # A failed call spoils what depends on it and nothing else: the store knows which ids were
 # lost, so these commands go on after a failure.
 
@@ -200,6 +204,8 @@ def operate(worker: Worker, command: Operate, tensors: list[torch.Tensor]) -> No
                 _lose(worker, callees, call, error, error.why)
             except Aborted:
                 raise
+            except Withheld as error:
+                _lose(worker, callees, call, error, str(error))
             except Exception as error:
                 why = f"{_name(callees, call)} failed on rank {worker.rank}: {error}"
                 _lose(worker, callees, call, error, why)
@@ -257,6 +263,17 @@ def _call(
     versions = [operand._version for operand in operands] if kept else []
     try:
         results = _flat(callee(operands, call.numbers, call.seed))
+    except FedMPIError:
+        raise  # our own sentences tell shapes and ranks, and no values
+    except Exception:
+        if not kept:
+            raise
+        shapes = ", ".join(str(list(operand.shape)) for operand in operands)
+        is_kept = "private" if private else "shares"
+        raise Withheld(
+            f"{callee.name} failed on rank {objects.rank}, on tensors of {shapes}: why is not "
+            f"told, since it could tell values that are {is_kept}"
+        ) from None
     finally:
         # PyTorch counts what is written, through views and inside a plan too.
         for key, operand, version in zip(call.tensors, operands, versions, strict=False):

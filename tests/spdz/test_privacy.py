@@ -17,6 +17,8 @@ from fedmpi.spdz.table.lift import secret_of
 from fedmpi.tensors.link import Remote
 from fedmpi.tensors.pointer import PointerTensor
 from fedmpi.tensors.remote_worker import RemoteWorker
+from fedmpi.workers.operate import Call, Operate
+from fedmpi.workers.signature import Signature
 from tests.comm.worlds import World
 from tests.spdz.transcripts import recorded, recorded_draws, surprise
 from tests.tensors.programs import lead
@@ -190,6 +192,24 @@ def test_the_error_of_private_rows_does_not_tell_their_values() -> None:
         assert "private values on rank 1 cannot be shared" in str(caught.value)
         assert "12345" not in str(caught.value)
         assert "e+" not in str(caught.value)
+
+
+def test_an_operator_that_fails_on_shares_does_not_tell_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A share as an index is out of bounds, which PyTorch would say with its value."""
+    with fedmpi.simulate(2) as workers:
+        x = share(torch.tensor([5.0]), *workers)
+        own = secret_of(x).share.remote.key
+        index = Signature("index_select", [{"tensor": 0}, 0, {"tensor": 0}], {}, 0)
+        call = Call(0, 2**40, [own], [], [2**41])
+        workers[0].link.tell(Operate([(2**40, index)], [call], []))
+        with pytest.raises(RemoteError) as caught:
+            workers[0].wait()
+    told = f"{caught.value}{caught.value.remote_traceback}{caplog.text}"
+    assert "index_select failed on rank 1, on tensors of [1]: why is not told" in told
+    assert "out of" not in told
+    assert "Traceback" not in told
 
 
 def test_revealed_to_a_worker_alone() -> None:

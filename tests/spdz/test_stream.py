@@ -4,6 +4,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from fedmpi.comm.frame import ProtocolError
 from fedmpi.spdz.stream import Stream, new_key
 
 KEY = bytes(range(16))
@@ -33,14 +34,14 @@ def test_the_first_and_the_last_operation() -> None:
     stream = Stream(KEY)
     assert stream.uniform(0, 2).numpy().tobytes() == counter_mode(0, 16)
     assert stream.uniform(2**64 - 1, 2).numpy().tobytes() == counter_mode(2**64 - 1, 16)
-    with pytest.raises(ValueError, match="64 bits"):
+    with pytest.raises(ProtocolError, match="64 bits"):
         stream.uniform(2**64, 2)
 
 
 def test_an_operation_does_not_come_again() -> None:
     stream = Stream(KEY)
     stream.uniform(4, 1)
-    with pytest.raises(ValueError, match="operation 3 after 4"):
+    with pytest.raises(ProtocolError, match="operation 3 after 4"):
         stream.uniform(3, 1)
 
 

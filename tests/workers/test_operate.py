@@ -131,6 +131,7 @@ HOSTILE: list[tuple[str, list[Any], list[int], list[int], str]] = [
     ("_to_copy", [X, {"dtype": ["int8"]}], [1], [5], "an argument"),
     ("mul.Scalar", [X, {"complex": [1, 2, 3]}], [1], [5], "an argument"),
     ("mul.Scalar", [X, {"complex": ["1", 2]}], [1], [5], "an argument"),
+    ("mul.Scalar", [X, {"complex": ["x"]}], [1], [5], "an argument"),
     ("mul.Tensor", [X, {"scalar": []}], [1], [5], "an argument"),
     ("mul.Tensor", [X, {"scalar": [0, "string"]}], [1], [5], "an argument"),
     ("mul.Tensor", [X, {"scalar": ["a", "int8"]}], [1], [5], "an argument"),
@@ -286,6 +287,65 @@ def test_a_private_tensor_does_not_get_out_through_a_call_that_fails() -> None:
         crew.tell(1, Put(6, [], "", False), [torch.zeros(3)])
         assert call(crew, "add.out", [X, X], [2, 6], [0], keywords={"out": Y}) == ""
         assert private(crew) == {1, 2, 5, 6}
+
+
+INDEX = Signature("index.Tensor", [X, [Y]], {}, 0)
+FAR = torch.tensor([92713])
+TELLING: dict[str, tuple[Signature | Program, list[torch.Tensor], str]] = {
+    "index": (INDEX, [torch.ones(3), FAR], "92713"),
+    "label": (
+        Signature("nll_loss_forward", [X, Y, None, 1, -100], {}, 0),
+        [torch.ones(1, 3), FAR],
+        "92713",
+    ),
+    "matrix": (
+        Signature("cholesky", [X], {}, 0),
+        [torch.diag(torch.tensor([1.0, 2.0, -3.0]))],
+        "order 3",
+    ),
+    "plan": (
+        Program([INDEX], [Step(0, [0, 1], [], [2])], 2, [2], 3, 0),
+        [torch.ones(3), FAR],
+        "92713",
+    ),
+}
+"""What fails by the values of its last operand, and what PyTorch says of them."""
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_a_failure_on_what_is_kept_does_not_tell_why(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    callee, operands, word = TELLING[name]
+    results = [5, 6] if name == "label" else [5]
+    keys = [8 + k for k in range(len(operands))]
+
+    def told(private: bool) -> str:
+        """All that anybody gets to know: the owner, another worker, who reads the logs."""
+        caplog.clear()
+        said = []
+        with two_workers() as crew:
+            for key, operand in zip(keys, operands, strict=True):
+                crew.tell(1, Put(key, [], "", private and key == keys[-1]), [operand])
+            crew.tell(1, Operate([(0, callee)], [Call(1, 0, keys, [], results)], []))
+            for ask, reply in ((Wait(), Done), (Fetch(5), Fetched)):
+                crew.tell(1, ask)
+                with pytest.raises(RemoteError) as caught:
+                    crew.hear([1], reply)
+                said += [str(caught.value), caught.value.remote_traceback]
+            crew.tell(1, Give(5, 2, True))
+            crew.tell(2, Take(7, 1))
+            said += [failure(crew, 2), caplog.text]
+            assert_obeys(crew)
+        return "\n".join(said)
+
+    assert word in told(private=False)
+    withheld = told(private=True)
+    shapes = ", ".join(str(list(operand.shape)) for operand in operands)
+    operator = callee.operator if isinstance(callee, Signature) else "a plan"
+    assert f"{operator} failed on rank 1, on tensors of {shapes}: why is not told" in withheld
+    assert word not in withheld
+    assert "Traceback" not in withheld
 
 
 OPERATORS = """
