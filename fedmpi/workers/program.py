@@ -20,6 +20,9 @@ from fedmpi.workers.signature import Callee, Number, Signature, fill
 
 MOST_STEPS = 100_000
 """Of a program; a training step of ResNet-18 has some 700."""
+MOST_ARGUMENTS = 1_000_000
+"""Of all steps together, those in lists too: each becomes a word of the function's text, and many
+steps may share one signature. A step has ten or so."""
 
 QUICK: dict[str, Callable[..., Any]] = {
     "_log_softmax": torch._log_softmax,
@@ -136,12 +139,16 @@ def _check(program: Program) -> None:
         raise ProtocolError(f"a plan of {len(program.steps)} steps: at most {MOST_STEPS}")
     if not 0 <= program.inputs <= program.registers <= 2 * MOST_STEPS:
         raise ProtocolError(f"a plan of {program.inputs} inputs, {program.registers} registers")
-    known = set(range(program.inputs))
+    known, arguments = set(range(program.inputs)), 0
+    sizes = [_size([*s.arguments, *s.keywords.values()]) for s in program.signatures]
     for step in program.steps:
         if not 0 <= step.signature < len(program.signatures):
             raise ProtocolError(f"a plan names signature {step.signature}, which it does not have")
         if not known.issuperset(step.tensors):
             raise ProtocolError("a plan reads a register before it is written")
+        arguments += sizes[step.signature]
+        if arguments > MOST_ARGUMENTS:
+            raise ProtocolError(f"a plan whose steps have more than {MOST_ARGUMENTS:,} arguments")
         made = [r for r in step.results if r != -1]
         if not all(program.inputs <= r < program.registers for r in made):
             raise ProtocolError("a plan writes a register that it does not have")
@@ -150,6 +157,17 @@ def _check(program: Program) -> None:
         raise ProtocolError(f"a plan has no input {program.batch}")
     if not known.issuperset(program.outputs):
         raise ProtocolError("a plan returns a register that is never written")
+
+
+def _size(argument: Any) -> int:
+    """How many arguments a list has, those in lists of its lists too."""
+    size, left = 0, [argument]
+    while left:
+        inner = left.pop()
+        size += 1
+        if isinstance(inner, list):
+            left += inner
+    return size
 
 
 def roots(program: Program, callees: Sequence[Callee]) -> dict[int, int]:

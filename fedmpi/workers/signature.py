@@ -182,7 +182,7 @@ def fill(argument: Any, depth: int = 0) -> Fill:
             return lambda tensors, numbers: torch.scalar_tensor(numbers[slot], dtype=dtype)
         known: dict[str, dict[str, Any]] = {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}
         constant: Any = complex(*value) if kind == "complex" else known[kind][value]
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
         raise ProtocolError(f"an argument {argument!r:.80}: {error!r:.80}") from None
     return lambda tensors, numbers: constant
 

@@ -112,7 +112,7 @@ def _value(argument: Any, step: Step, registers: dict[int, Value], n: int) -> An
         return step.numbers[what]
     if kind == "size":
         return what[0] * n + what[1]
-    if kind == "given":
+    if kind == "given" and type(what) is int:
         return Given(f"numbers[{what}]")
     if kind == "dtype":
         return DTYPES[what]

@@ -347,6 +347,31 @@ def test_a_foreign_file_is_refused(tmp_path: Path, key: str, value: Any, reason:
     assert str(refused.value).isprintable()
 
 
+def test_an_argument_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "it.plan"
+    fedmpi.plan(lambda a: a * 2.5j).record(torch.ones(2)).save(path)
+    whole = path.read_bytes()
+    content = msgspec.msgpack.decode(whole)
+    [[_, operator, arguments, *_]] = content["program"][1]
+    assert operator == "mul.Tensor"
+    arguments[1] = {"complex": ["x"]}
+    path.write_bytes(msgspec.msgpack.encode(content))
+    with pytest.raises(DataError, match=r"cannot be run: an argument \{'complex': \['x'\]\}"):
+        fedmpi.RecordedPlan.load(path)
+
+
+def test_a_small_plan_does_not_grow_without_bounds() -> None:
+    """Each step that names a signature is a line with all of its arguments."""
+    long = Signature("cat", [[{"tensor": 0}] * 2000], {}, 0)
+    for steps, refused in ((3, False), (600, True)):
+        program = Program([long], [Step(0, [0], [], [-1])] * steps, 1, [], 1, 0)
+        if refused:
+            with pytest.raises(ProtocolError, match="more than 1,000,000 arguments"):
+                Replay(program)
+        else:
+            Replay(program)
+
+
 def test_a_damaged_or_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "it.plan"
     with pytest.raises(DataError, match="cannot read"):

@@ -86,3 +86,23 @@ def test_programs_that_are_refused() -> None:
     ]
     with pytest.raises(NotStackable, match="tanh"):
         Stacked(msgspec.structs.replace(whole, signatures=renamed), states, others, Memory())
+    with pytest.raises(NotStackable, match="an argument given"):
+        Stacked(_given(whole, "0] + [1"), states, others, Memory())
+
+
+def _given(whole: Program, what: Any) -> Program:
+    """With something else in place of the numbers of a call."""
+
+    def changed(argument: Any) -> Any:
+        return {"given": what} if isinstance(argument, dict) and "given" in argument else argument
+
+    signatures = [
+        msgspec.structs.replace(
+            s,
+            arguments=[changed(a) for a in s.arguments],
+            keywords={name: changed(a) for name, a in s.keywords.items()},
+        )
+        for s in whole.signatures
+    ]
+    assert signatures != whole.signatures
+    return msgspec.structs.replace(whole, signatures=signatures)
