@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from fedmpi.config import nearest
 from fedmpi.errors import UsageError
 from fedmpi.workers import lstm
+from fedmpi.workers.checks import checked, is_checked
 
 _LISTED = {
     "arithmetic": """
@@ -59,8 +60,8 @@ _LISTED = {
     "reduction and scan": """
         amax amin aminmax argmax argmin count_nonzero cummax cummin cumprod cumprod_ cumsum cumsum_
         kthvalue logcumsumexp logsumexp max mean median min mode nanmedian nansum norm prod std
-        std_mean sum topk var var_mean sort histc trace dist linalg_vector_norm segment_reduce
-        _segment_reduce_backward histogram _histogramdd_bin_edges _histogramdd_from_bin_cts
+        std_mean sum topk var var_mean sort histc trace dist linalg_vector_norm histogram
+        _histogramdd_bin_edges _histogramdd_from_bin_cts
         _histogramdd_from_bin_tensors
     """,
     "indexing": """
@@ -102,7 +103,7 @@ _LISTED = {
         _trilinear geqrf linalg_eig hash_tensor _linalg_check_errors addbmm addbmm_ addmm addmm_
         addmv addmv_ addr addr_ baddbmm baddbmm_ bmm cholesky cholesky_inverse cholesky_solve dot
         linalg_cholesky_ex linalg_cross _linalg_eigh linalg_householder_product linalg_inv_ex
-        linalg_ldl_factor_ex linalg_ldl_solve linalg_lu linalg_lu_factor_ex linalg_lu_solve
+        linalg_ldl_factor_ex linalg_lu linalg_lu_factor_ex linalg_lu_solve
         linalg_matrix_exp linalg_pinv linalg_qr linalg_solve_triangular _linalg_det _linalg_slogdet
         _linalg_solve_ex _linalg_svd lu_unpack mm mv ormqr triangular_solve vdot _cdist_forward
         _cdist_backward _euclidean_dist _pdist_forward _pdist_backward _addmm_activation
@@ -226,6 +227,9 @@ def resolve(name: str) -> OpOverload:
     if overload not in operators.overloads():
         raise UnlistedOperator(f"operator {packet} has no overload {overload!r:.80}")
     operator: OpOverload = getattr(operators, overload)
+    if is_checked(packet) and any(argument.is_out for argument in operator._schema.arguments):
+        # The kernel resizes what it writes into, which may be what it reads.
+        raise UnlistedOperator(f"operator {packet} writes into no tensor that is there: {overload}")
     return operator
 
 
@@ -236,8 +240,7 @@ def kernel(operator: OpOverload) -> Callable[..., Any]:
         return own.kernel
     if operator.overloadpacket.__name__.startswith("mkldnn_rnn_layer"):
         return lstm.checked(operator)
-    quick: Callable[..., Any] = operator._op
-    return quick
+    return checked(operator, operator._op)
 
 
 _DRAWS_ELSEWHERE = {"_scaled_dot_product_flash_attention_for_cpu"}
@@ -267,7 +270,7 @@ def drawing(operator: OpOverload, seed: int) -> Callable[..., Any]:
     if operator is torch.ops.aten.native_dropout.default:
         return partial(_dropout, source)
     # The packet finds the overload that takes a generator.
-    return partial(operator.overloadpacket, generator=source)
+    return checked(operator, partial(operator.overloadpacket, generator=source))
 
 
 def _dropout(

@@ -26,7 +26,6 @@ steps may share one signature. A step has ten or so."""
 
 QUICK: dict[str, Callable[..., Any]] = {
     "_log_softmax": torch._log_softmax,
-    "_log_softmax_backward_data": torch._log_softmax_backward_data,
     "add.Tensor": torch.add,
     "add_.Tensor": torch.Tensor.add_,
     "addmm": torch.addmm,

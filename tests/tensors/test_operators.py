@@ -196,8 +196,11 @@ REFUSED = {
     "svd_lowrank": HERE,
     "unravel_index": HERE,
     # Memory, formats and libraries of another kind, and indices that nobody checks.
+    "_segment_reduce.lengths": UNLISTED,
+    "_segment_reduce.offsets": UNLISTED,
     "_unsafe_masked_index": UNLISTED,
     "_unsafe_masked_index_put_accumulate": UNLISTED,
+    "linalg.ldl_solve": UNLISTED,
     "nn.functional.linear_cross_entropy.chunked": UNLISTED,
     "nn.functional.linear_cross_entropy.chunked_none": UNLISTED,
     "resize_": UNLISTED,
