@@ -11,7 +11,7 @@ only, its sums by row are taken, and 1 / n is put in where the gradient begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,17 +191,29 @@ def _log_softmax(build: Building, x: Value, dim: int, half_to_float: bool) -> Va
 def _log_softmax_backward(
     build: Building, gradient: Value, output: Value, dim: int, dtype: torch.dtype
 ) -> Value:
+    _refuse(gradient.tensor.shape == output.tensor.shape, "a gradient of another shape")
     made = build.result(*output.tensor.shape, dtype=dtype)
     arguments = gradient, output, _behind([dim])[0], dtype
     build.call(_aten._log_softmax_backward_data.out, *arguments, out=made)
     return made
 
 
+class Labels(NamedTuple):
+    """Those of all models in one row, which the loss has found to be below the number of classes.
+
+    The gradient's kernel does not look again. No other operator takes them: they stay as they are.
+    """
+
+    row: Value
+    shape: torch.Size
+    ignore: int
+
+
 @takes("nll_loss_forward")
 def _nll_loss(
     build: Building, x: Value, y: Value, weight: None, reduction: int, ignore: int
-) -> tuple[Value, Value]:
-    """The losses, and in place of the total weight the labels of all models in one row."""
+) -> tuple[Value, Labels]:
+    """The losses, and in place of the total weight the labels."""
     _refuse(reduction == _MEAN and weight is None and x.tensor.dim() == 3, "such a loss")
     k, n, classes = x.tensor.shape
     block = build.result(k, n, dtype=y.tensor.dtype)
@@ -211,7 +223,8 @@ def _nll_loss(
     losses, total = build.result(k * n), torch.zeros(())
     keywords = {"output": losses, "total_weight": total}
     build.call(_aten.nll_loss_forward.output, rows, labels, weight, 0, ignore, **keywords)
-    return _mean(build, build.view(torch.Tensor.view, losses, [k, n])), labels
+    mean = _mean(build, build.view(torch.Tensor.view, losses, [k, n]))
+    return mean, Labels(labels, x.tensor.shape, ignore)
 
 
 def _mean(build: Building, losses: Value) -> Value:
@@ -229,14 +242,16 @@ def _nll_loss_backward(
     weight: None,
     reduction: int,
     ignore: int,
-    labels: Value,
+    labels: Labels,
 ) -> Value:
     _starts(gradient, reduction)
+    is_looked_at = isinstance(labels, Labels) and labels[1:] == (x.tensor.shape, ignore)
+    _refuse(is_looked_at and weight is None, "labels of another loss")
     k, n, classes = x.tensor.shape
     rows = build.view(torch.Tensor.view, x, [k * n, classes])
     made = build.result(k * n, classes, dtype=x.tensor.dtype)
     each = build.constant(torch.full((k * n,), 1 / n, dtype=x.tensor.dtype))
-    arguments = each, rows, labels, weight, 0, ignore, torch.zeros(())
+    arguments = each, rows, labels.row, weight, 0, ignore, torch.zeros(())
     build.call(_aten.nll_loss_backward.grad_input, *arguments, grad_input=made)
     return build.view(torch.Tensor.view, made, [k, n, classes])
 

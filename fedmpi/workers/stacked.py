@@ -23,7 +23,7 @@ from fedmpi.comm.frame import DTYPES
 from fedmpi.workers.building import Building, Given, Memory, NotStackable, Value
 from fedmpi.workers.program import Program, Step, roots
 from fedmpi.workers.signature import MEMORY_FORMATS, Callee
-from fedmpi.workers.stackable import TABLE
+from fedmpi.workers.stackable import TABLE, Labels
 
 
 class Stacked:
@@ -51,7 +51,7 @@ class Stacked:
         memory.restart()
         build = Building(len(states[0]), memory, states[0])
         names = [f"given{k}" for k in range(len(others))]
-        registers = dict(enumerate(Value(build.name(t), t, True) for t in states))
+        registers: dict[int, Any] = dict(enumerate(Value(build.name(t), t, True) for t in states))
         for k, (name, tensor) in enumerate(zip(names, others, strict=True), len(states)):
             registers[k] = Value(name, tensor, False)
         batch = registers[program.batch].tensor.shape[1] if program.batch != -1 else 0
@@ -68,11 +68,13 @@ class Stacked:
             }
             try:
                 made = take(build, *arguments, **keywords)
-            except (TypeError, RuntimeError, IndexError) as error:
+            except (TypeError, RuntimeError, IndexError, AttributeError) as error:
                 raise NotStackable(f"{signature.operator}: {error}") from error
             values = made if isinstance(made, tuple) else (made,)
             for register, value in zip(step.results, values, strict=False):
-                if register != -1 and value is not None:
+                if register != -1 and isinstance(value, Labels):
+                    registers[register] = value
+                elif register != -1 and value is not None:
                     alone = register in lonely
                     registers[register] = Value(value.text, value.tensor, value.kept, alone)
         source = "\n    ".join([f"def step({', '.join([*names, 'numbers'])}):", *build.lines])
@@ -99,7 +101,7 @@ def _lonely(program: Program, callees: Sequence[Callee]) -> set[int]:
     return {r for r in made - seen if reads[r] == 1 and root.get(r) == r}
 
 
-def _value(argument: Any, step: Step, registers: dict[int, Value], n: int) -> Any:
+def _value(argument: Any, step: Step, registers: dict[int, Any], n: int) -> Any:
     """An argument of the recorded step: a value, a number, or what it stands for."""
     if isinstance(argument, list):
         return [_value(a, step, registers, n) for a in argument]

@@ -86,6 +86,16 @@ def test_programs_that_are_refused() -> None:
     ]
     with pytest.raises(NotStackable, match="tanh"):
         Stacked(msgspec.structs.replace(whole, signatures=renamed), states, others, Memory())
+    [at] = [k for k, s in enumerate(whole.signatures) if s.operator == "nll_loss_backward"]
+    [backward] = [step for step in whole.steps if step.signature == at]
+    target, total = backward.tensors[2], backward.tensors[-1]
+    # The gradient trusts the labels that its loss has looked at, and no others.
+    steps = [
+        msgspec.structs.replace(step, tensors=[target if r == total else r for r in step.tensors])
+        for step in whole.steps
+    ]
+    with pytest.raises(NotStackable, match="labels of another loss"):
+        Stacked(msgspec.structs.replace(whole, steps=steps), states, others, Memory())
     with pytest.raises(NotStackable, match="an argument given"):
         Stacked(_given(whole, "0] + [1"), states, others, Memory())
 
