@@ -316,7 +316,7 @@ def _batch_norm_backward(grad_out: Tensor, input: Tensor, **others: Any) -> None
         _shaped(name, others[name], input.shape[1:2])
 
 
-@_checks("native_layer_norm_backward")
+@_checks("native_layer_norm_backward", pack=_packed)
 def _layer_norm(
     grad_out: Tensor,
     input: Tensor,

@@ -43,8 +43,6 @@ from tests.tensors.test_operators import (
     samples,
 )
 
-CALLS = 3
-"""Of an overload, of different shapes or numbers."""
 SECONDS = 2
 """That one call may take: how long it takes is not the question here."""
 PAIRS = 50
@@ -56,10 +54,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Gather(TorchDispatchMode):
-    """Notes calls of listed operators, by overload."""
+    """Notes calls of listed operators by overload, so many of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()
+        self.most = most
         self.calls: dict[OpOverload, dict[str, tuple[Any, Any]]] = defaultdict(dict)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,7 +66,7 @@ class Gather(TorchDispatchMode):
         if func.namespace == "aten" and func.overloadpacket.__name__ in LISTED:
             known = self.calls[func]
             kind = repr(tree_map(_kind, (args, kwargs)))
-            if kind not in known and len(known) < CALLS:
+            if kind not in known and len(known) < self.most:
                 with contextlib.suppress(Exception):
                     known[kind] = tree_map(_copy, (args, kwargs))
         return func(*args, **kwargs)
@@ -83,13 +82,14 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
-def gather(entries: Sequence[str] | None = None) -> dict[OpOverload, list[tuple[Any, Any]]]:
+def gather(entries: Sequence[str] | None, most: int) -> dict[OpOverload, list[tuple[Any, Any]]]:
     """Calls of the listed operators that PyTorch's samples, modules and optimisers make.
 
     Args:
         entries: of the samples; without them everything is called.
+        most: calls of an overload, of different shapes or numbers.
     """
-    with Gather() as found, warnings.catch_warnings():
+    with Gather(most) as found, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ENTRIES if entries is None else ENTRIES.keys() & set(entries):
             _sample(name)
@@ -325,11 +325,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help="operators; all if there are none")
     parser.add_argument("--of", nargs="*", help="entries of PyTorch's samples that call them")
+    parser.add_argument("--calls", type=int, default=3, help="of each that are tried")
     parser.add_argument("--most", type=int, default=1, help="deaths of each that are told")
     parser.add_argument("--unchecked", action="store_true", help="the kernels as PyTorch has them")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # the children are forks
-    calls = gather(chosen.of)
+    calls = gather(chosen.of, chosen.calls)
     if chosen.names:
         calls = {o: c for o, c in calls.items() if o.overloadpacket.__name__ in chosen.names}
     print(len({o.overloadpacket.__name__ for o in calls}), "operators", flush=True)
