@@ -49,7 +49,7 @@ def _choices(table: dict[str, Any], key: str) -> str:
     """`"; choices: a, b (did you mean 'a'?)"` for a key of a few words, or an empty string."""
     value: Any = table
     annotation: Any = Config
-    for name in key.split("."):
+    for name in key.partition("[")[0].split("."):  # of an element the list
         value, annotation = value[name], get_type_hints(annotation)[name]
     # The words of a Literal, or of one within a union.
     words = [
