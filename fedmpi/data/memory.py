@@ -11,7 +11,8 @@ from fedmpi.errors import DataError
 def available_memory() -> int:
     """Bytes that processes of this node can still have, the limits of this job included."""
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(_meminfo() or pages, *limits_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    limits = limits_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return min([_meminfo() or pages, *limits])
 
 
 def limits_left(membership: Path, root: Path) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmpi.data import memory
 from fedmpi.data.memory import available_memory, limits_left
 
 MIB = 2**20
@@ -45,3 +46,9 @@ def test_what_is_free_is_less_than_the_node_has() -> None:
     with open("/proc/meminfo", encoding="ascii") as lines:
         total = int(lines.readline().split()[1]) * 1024
     assert 0 < available_memory() < total
+
+
+def test_a_node_without_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As within a namespace that does not show them."""
+    monkeypatch.setattr(memory, "limits_left", lambda *_: [])
+    assert available_memory() > 0
