@@ -157,7 +157,7 @@ defences: $(VENV)/.run ## accuracy of every defence under every attack, about te
 	python -m jobs.defences $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.test ## damaged frames and files by the ten thousand, about half an hour; ARGS="--inputs 1000"
+fuzz: $(VENV)/.test ## damaged frames and files by the ten thousand, about five minutes; ARGS="--inputs 1000"
 	python -m tests.fuzz $(ARGS)
 
 .PHONY: torture

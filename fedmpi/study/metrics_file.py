@@ -160,9 +160,9 @@ def read_metrics(path: Path) -> list[RoundMetrics]:
     for number, line in enumerate(lines, start=1):
         try:
             rounds.append(converted(json.loads(line), RoundMetrics))
-        except ValueError as error:  # not JSON, not UTF-8, or not a round
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or not a round
             if number == len(lines) and not line.endswith(b"\n"):
                 warnings.warn(f"{path}, line {number} is cut off: left out", stacklevel=2)
                 break
-            raise DataError(f"{path}, line {number} is damaged: {error}") from None
+            raise DataError(f"{path}, line {number} is damaged: {reason(error)}") from None
     return rounds

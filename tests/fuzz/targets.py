@@ -27,11 +27,20 @@ from fedmpi.config import Config, Recipe, from_toml, to_toml
 from fedmpi.data.index import INDEX_FILE, read_index, save_index
 from fedmpi.data.shard import open_shard
 from fedmpi.data.sources import open_source
+from fedmpi.federated.checkpoint_file import (
+    About,
+    Checkpoint,
+    ClientsFile,
+    read_checkpoint,
+    write_checkpoint,
+)
 from fedmpi.federated.commands import ClientsEvaluated, Ready, Reported, Train
+from fedmpi.federated.metrics import LostWorker, RoundMetrics
 from fedmpi.federated.model_file import load_model, save_model
 from fedmpi.federated.taking_over import Taken
 from fedmpi.federated.tally import LeftOut, Tally
 from fedmpi.models import build
+from fedmpi.study.metrics_file import MetricsWriter, read_metrics
 from fedmpi.tensors.recorded_plan import RecordedPlan
 from fedmpi.workers.command import Failure, Signalled, Stopped, decode_command
 from fedmpi.workers.heartbeat import Ping, Pong
@@ -290,6 +299,22 @@ def own_target(folder: Path) -> Target:
     return Bytes(folder, "own.npz", read)
 
 
+def checkpoint_target(folder: Path) -> Target:
+    about = About(3, to_toml(Config()), "ab" * 32, [ClientsFile("x.h5", "cd" * 32, [1, 2])], [7])
+    state = {"model/0": torch.arange(20.0), "privacy/rounds": torch.tensor(3)}
+    write_checkpoint(folder / "round-000003.h5", Checkpoint(about, state))
+    return Bytes(folder, "round-000003.h5", read_checkpoint)
+
+
+def records_target(folder: Path) -> Target:
+    numbers = 0.5, 0.25, 0.75, "accuracy", 0.1, {"train": 0.1}, 0.1, 100, 4
+    lost = [LostWorker(2, "node1", "its process died", [(3, 1)], [5])]
+    with MetricsWriter(folder / "metrics.jsonl") as writer:
+        for number in (1, 2):
+            writer.write(RoundMetrics(number, 4, 720, 0.1, *numbers, lost=lost))
+    return Bytes(folder, "metrics.jsonl", read_metrics)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "frames and commands": Frames,
     "answers and alarms": Said,
@@ -300,4 +325,6 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "model files": model_target,
     "plan files": plan_target,
     "own files": own_target,
+    "checkpoints": checkpoint_target,
+    "records": records_target,
 }
