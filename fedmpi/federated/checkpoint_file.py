@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import msgspec
 import numpy as np
 
-from fedmpi.data.files import reading
-from fedmpi.data.hdf5 import attribute, create, open_checked, plain_dataset, put_attribute
+from fedmpi.data.files import reading, reason
+from fedmpi.data.hdf5 import create, open_checked, plain_dataset
 from fedmpi.decoding import from_json
 from fedmpi.errors import DataError
 from fedmpi.federated.remembered import State
-from fedmpi.federated.tensor_file import as_array, dtype_name, put_tensors, read_tensors
+from fedmpi.federated.tensor_file import put_tensors, read_tensors
 
 CHECKPOINT_FORMAT = "fedmpi-checkpoint"
 ABOUT = "about"
@@ -67,14 +65,6 @@ class Checkpoint:
     about: About
     state: State
 
-    def digest(self) -> str:
-        """SHA-256 over `about` and over name, dtype, shape and bytes of all tensors, by name."""
-        found = hashlib.sha256(msgspec.json.encode(self.about))
-        for name, tensor in sorted(self.state.items()):
-            found.update(f"\n{name} {dtype_name(tensor)} {list(tensor.shape)}\n".encode())
-            found.update(as_array(tensor.contiguous()).reshape(-1).view(np.uint8).data)
-        return found.hexdigest()
-
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint, whole or not at all.
@@ -83,10 +73,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         DataError: the file cannot be written.
     """
     with create(path, CHECKPOINT_FORMAT) as file:
-        put_attribute(file, "sha256", checkpoint.digest())
-        about = np.frombuffer(msgspec.json.encode(checkpoint.about), dtype=np.uint8)
-        file.create_dataset(ABOUT, data=about)
-        put_tensors(file, checkpoint.state)
+        about = msgspec.json.encode(checkpoint.about)
+        file.create_dataset(ABOUT, data=np.frombuffer(about, dtype=np.uint8))
+        put_tensors(file, checkpoint.state, about)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -96,19 +85,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         DataError: the file is missing, damaged, of a newer version, or no checkpoint.
     """
     with open_checked(path, CHECKPOINT_FORMAT) as file, reading(path):
-        checkpoint = Checkpoint(_about(file, path), read_tensors(file, path))
-        expected, found = attribute(file, "sha256"), checkpoint.digest()
-    if expected != found:
-        raise DataError(
-            f"{path} is damaged: expected contents with the SHA-256 {str(expected)[:12]!r}, found "
-            f"{found[:12]!r}"
-        )
-    return checkpoint
-
-
-def _about(file: h5py.File, path: Path) -> About:
-    dataset = plain_dataset(file, ABOUT)
-    try:
-        return from_json(dataset[()].tobytes(), About)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged: /{ABOUT}: {error}") from None
+        about = plain_dataset(file, ABOUT)[()].tobytes()
+        state = read_tensors(file, path, about)
+        try:
+            return Checkpoint(from_json(about, About), state)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is damaged: /{ABOUT}: {reason(error)}") from None

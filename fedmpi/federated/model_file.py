@@ -1,4 +1,4 @@
-"""model.h5: a model's state, one HDF5 dataset for each tensor, under its name."""
+"""model.h5: a model's state, one HDF5 dataset for each tensor, under its name, with a SHA-256."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors in an HDF5 file, one dataset for each, under its name.
+"""Tensors in an HDF5 file, one dataset for each, under its name, and a SHA-256 over all of them.
 
 A tensor is stored as the bytes that it has in memory; dtypes that HDF5 does not know (bfloat16) as
 integers of the same width, with the name beside them.
@@ -6,6 +6,7 @@ integers of the same width, with the name beside them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,21 +24,28 @@ MOST_SLASHES = 32
 """In a name: each makes a group."""
 
 
-def put_tensors(file: h5py.File, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes tensors; a name with a slash makes groups."""
+def put_tensors(file: h5py.File, tensors: Mapping[str, torch.Tensor], about: bytes = b"") -> None:
+    """Writes tensors; a name with a slash makes groups.
+
+    Args:
+        file: that is being written.
+        tensors: by name.
+        about: what else the SHA-256 is taken of.
+    """
+    hosts = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    put_attribute(file, "sha256", _digest(hosts, about))
     state = file.create_group(STATE, track_order=True)
-    for name, tensor in tensors.items():
-        host = tensor.detach().cpu().contiguous()
+    for name, host in hosts.items():
         dataset = state.create_dataset(name, data=as_array(host))
         put_attribute(dataset, "dtype", dtype_name(host))
 
 
-def read_tensors(file: h5py.File, path: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(file: h5py.File, path: str | Path, about: bytes = b"") -> dict[str, torch.Tensor]:
     """All tensors of a file that has been opened and whose errors are seen to, by name.
 
     Raises:
         DataError: a dataset is stored in another way or under two names, they claim more bytes
-            than the file has, or a dtype is not known.
+            than the file has, a dtype is not known, or anything is not what was written.
     """
     found: dict[str, torch.Tensor] = {}
     left = file.id.get_filesize()
@@ -47,6 +55,12 @@ def read_tensors(file: h5py.File, path: str | Path) -> dict[str, torch.Tensor]:
         if left < 0:
             raise DataError(f"{path} is damaged: its tensors claim more bytes than it has")
         found[name.removeprefix(f"{STATE}/")] = as_tensor(dataset, f"{path} is damaged: /{name}")
+    expected, digest = attribute(file, "sha256"), _digest(found, about)
+    if expected != digest:
+        raise DataError(
+            f"{path} is damaged: expected contents with the SHA-256 {str(expected)[:12]!r}, found "
+            f"{digest[:12]!r}"
+        )
     return found
 
 
@@ -75,6 +89,15 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     except TypeError:
         widths = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return np.asarray(tensor.view(widths[tensor.element_size()]).numpy())
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], about: bytes) -> str:
+    """SHA-256 over `about` and over name, dtype, shape and bytes of all tensors, by name."""
+    digest = hashlib.sha256(about)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {dtype_name(tensor)} {list(tensor.shape)}\n".encode())
+        digest.update(as_array(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _names(file: h5py.File, path: str | Path) -> Iterator[str]:
