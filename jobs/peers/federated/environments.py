@@ -57,7 +57,9 @@ def build(folder: Path, peer: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     constraints = folder / "constraints.txt"
     constraints.write_text(TORCH + "\n")
-    pip = [str(python_of(folder, peer)), "-m", "pip", "install", "-q", "-c", str(constraints)]
+    # Pip's word about its own newest version would be the last, where the reason is looked for.
+    pip = [str(python_of(folder, peer)), "-m", "pip", "--disable-pip-version-check"]
+    pip += ["install", "-q", "-c", str(constraints)]
     with (folder / f"{peer}.log").open("w") as log:
         _call([sys.executable, "-m", "venv", str(folder / peer)], log)
         for packages_together in installs:
