@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from fedmpi.comm.endpoint import Endpoint
+from fedmpi.comm.endpoint import Channel, Endpoint
 from fedmpi.comm.launcher import launched
 from fedmpi.comm.mpi import MpiTransport
 from fedmpi.comm.threads import Aborted, Hub
@@ -41,6 +42,17 @@ LIMIT = 120
 def mpi_transport() -> MpiTransport:
     """One for the whole session, since it duplicates the world's communicator."""
     return MpiTransport(launched())
+
+
+_SENT: Counter[tuple[int, Channel]] = Counter()
+_RECEIVED: Counter[tuple[int, Channel]] = Counter()
+
+
+def mpi_endpoint() -> Endpoint:
+    """A new one that goes on counting: what a test leaves on its way arrives in the next."""
+    endpoint = Endpoint(mpi_transport())
+    endpoint._sent, endpoint._received = _SENT, _RECEIVED
+    return endpoint
 
 
 class World:
@@ -66,7 +78,7 @@ class World:
         if self.threads:
             with in_process_crew(self.size - 1) as crew:
                 return scenario(crew)
-        endpoint = Endpoint(mpi_transport())
+        endpoint = mpi_endpoint()
         if endpoint.rank:
             assert Worker(endpoint).serve() == 0
             return None
