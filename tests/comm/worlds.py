@@ -48,10 +48,11 @@ _SENT: Counter[tuple[int, Channel]] = Counter()
 _RECEIVED: Counter[tuple[int, Channel]] = Counter()
 
 
-def mpi_endpoint() -> Endpoint:
-    """A new one that goes on counting: what a test leaves on its way arrives in the next."""
-    endpoint = Endpoint(mpi_transport())
-    endpoint._sent, endpoint._received = _SENT, _RECEIVED
+def endpoint_on(transport: Transport) -> Endpoint:
+    """A new one; under mpirun it goes on counting: what a test leaves on its way comes later."""
+    endpoint = Endpoint(transport)
+    if not transport.in_process:
+        endpoint._sent, endpoint._received = _SENT, _RECEIVED
     return endpoint
 
 
@@ -78,7 +79,7 @@ class World:
         if self.threads:
             with in_process_crew(self.size - 1) as crew:
                 return scenario(crew)
-        endpoint = mpi_endpoint()
+        endpoint = endpoint_on(mpi_transport())
         if endpoint.rank:
             assert Worker(endpoint).serve() == 0
             return None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedmpi.comm.endpoint import Channel, Endpoint
+from fedmpi.comm.endpoint import Channel
 from fedmpi.comm.transport import Transport
 from fedmpi.spdz.member import DIRECT, Dealer, Party
 from fedmpi.spdz.turn import DealerTurn, PartyTurn
-from tests.comm.worlds import World
+from tests.comm.worlds import World, endpoint_on
 
 Tensor = torch.Tensor
 N = 3000
@@ -19,7 +19,7 @@ N = 3000
 def member(transport: Transport) -> Party | Dealer:
     ranks = list(range(1, transport.size))
     keys = [bytes([rank]) * 16 for rank in ranks]
-    endpoint = Endpoint(transport)
+    endpoint = endpoint_on(transport)
     if transport.rank == 0:
         return Dealer(endpoint, ranks, keys)
     return Party(endpoint, ranks, keys[transport.rank - 1])
