@@ -111,7 +111,11 @@ def open_checked(path: str | Path, kind: str, version: int = 1) -> h5py.File:
                 attribute(file, name) for name in ("format", "version", "created_by")
             )
             if found != kind:
-                raise ForeignFileError(f"{path}: expected the format {kind!r}, found {found!r}")
+                older = found is None and "format" in file.attrs
+                hint = "; an earlier FedMPI may have written it: make it again" if older else ""
+                raise ForeignFileError(
+                    f"{path}: expected the format {kind!r}, found {found!r}{hint}"
+                )
             if not isinstance(newest, int) or not 1 <= newest <= version:
                 raise ForeignFileError(
                     f"{path}: expected {kind} version {version} or older, found version "

@@ -283,7 +283,7 @@ def test_words_of_any_length_are_not_followed(tmp_path: Path) -> None:
     save(tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file.attrs["format"] = "fedmpi-shard"
-    with pytest.raises(DataError, match="expected the format 'fedmpi-shard', found None"):
+    with pytest.raises(DataError, match="found None; an earlier FedMPI may have written it"):
         open_checked(tmp_path / "a.h5", "fedmpi-shard")
 
 
