@@ -263,21 +263,35 @@ def _refuse_unreadable(path: Path, error: FedMPIError) -> None:
     Raises:
         DataError: its file cannot be read; or it and those of its clients are what was written.
     """
-    whole = False
+    _require_readable(path)
+    try:
+        clients = read_checkpoint(path).about.clients
+        for entry in clients:
+            _require_readable(path.parent / entry.file)
+        whole = all(sha256(path.parent / entry.file) == entry.sha256 for entry in clients)
+    except _Unreadable:
+        raise
+    except DataError:
+        whole = False
+    if whole:
+        raise DataError(f"{path} is whole, but {error}; mend that and resume again")
+
+
+class _Unreadable(DataError):
+    """A file that is there; nobody knows what is in it."""
+
+
+def _require_readable(path: Path) -> None:
     try:
         with open(path, "rb") as file:
             while file.read(2**20):
                 pass
-        about = read_checkpoint(path).about
-        whole = all(sha256(path.parent / entry.file) == entry.sha256 for entry in about.clients)
-    except OSError as unreadable:
-        raise DataError(
-            f"cannot read {path}: {reason(unreadable)}; mend that and resume again"
+    except FileNotFoundError:
+        pass  # it is lost, and with it the checkpoint
+    except OSError as error:
+        raise _Unreadable(
+            f"cannot read {path}: {reason(error)}; mend that and resume again"
         ) from None
-    except DataError:
-        pass
-    if whole:
-        raise DataError(f"{path} is whole, but {error}; mend that and resume again")
 
 
 def _make(folder: Path) -> None:

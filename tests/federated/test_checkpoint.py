@@ -479,17 +479,18 @@ def test_clients_that_died_with_a_worker_stay_away(tmp_path: Path) -> None:
     assert {line["clients"] for line in records(folder.metrics)[2:]} == {6}
 
 
-@pytest.mark.parametrize("unread", ["checkpoint", "clients"])
+@pytest.mark.parametrize("unread", ["checkpoint", "clients' file", "clients"])
 def test_a_whole_checkpoint_that_cannot_be_read_is_not_given_up(
     unread: str, copy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with the wrong permissions, or on a node that does not see the folder."""
     folder, config, _ = copy
     newest = folder.checkpoints / "round-000003.h5"
-    if unread == "checkpoint":
-        link = newest.rename(newest.with_name("kept"))
-        newest.mkdir()  # cannot be read, by root neither
-        sentence = r"cannot read .*round-000003.h5: Is a directory; mend that and resume again"
+    if unread != "clients":
+        name = newest.name if unread == "checkpoint" else "round-000003.clients-2.h5"
+        (folder.checkpoints / name).unlink()
+        (folder.checkpoints / name).mkdir()  # cannot be read, by root neither
+        sentence = rf"cannot read .*{name}: Is a directory; mend that and resume again"
     else:
 
         def away(path: Path, *_: Any) -> Any:
@@ -500,9 +501,6 @@ def test_a_whole_checkpoint_that_cannot_be_read_is_not_given_up(
     with pytest.raises(DataError, match=sentence):
         play(config, 2, str(folder.path))
     assert not list(folder.checkpoints.glob("*.damaged"))
-    if unread == "checkpoint":
-        newest.rmdir()
-        link.rename(newest)
 
 
 def test_code_that_leaves_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
