@@ -259,19 +259,27 @@ class Secret:
         kind: str = "mul",
         extra: Sequence[int] = (),
         plus: Secret | None = None,
+        scale: int | None = None,
     ) -> Secret:
         """A product, at the finer scale of the two factors, and a sum with a third one.
 
         What is added before the truncation is part of what is opened for it: the sign of the
         sum then needs no opening of its own.
+
+        Args:
+            other: the other factor.
+            kind: of product.
+            extra: numbers that the product needs.
+            plus: what is added.
+            scale: fractional bits of the result, at most those of both factors together.
         """
         if kind == "mul" and self.parts:
             return other.chosen_by(self.parts)
         if kind == "mul" and other.parts:
             return self.chosen_by(other.parts)
         (a, e), (b, f) = self.masked(), other.masked()
-        bits = min(self.bits, other.bits)
-        finer = max(self.bits, other.bits)
+        finer = max(self.bits, other.bits) if scale is None else scale
+        bits = self.bits + other.bits - finer
         if not bits or (plus is not None and plus.bits != finer):
             share = self.operate(operators.multiply, kind, e, a, f, b, list(extra))
             found = self.new(share, self.bits + other.bits)
@@ -340,12 +348,15 @@ class Secret:
         share, c = self.operate(operators.truncate, self.share, bits)
         return self.new(share, self.bits - bits, opened=Opened(c, bits))
 
-    def times_number(self, value: float) -> Secret:
-        """A product with a number that the parties know, exact to some 2^-f of its size."""
+    def times_number(self, value: float, precision: int | None = None) -> Secret:
+        """A product with a number that the parties know, exact to some 2^-precision of its size.
+
+        Without a precision it is that of the secret, and at least 16.
+        """
         if value == round(value) and abs(value) < 2**20:
             return self.local(torch.ops.aten.mul.Tensor, int(value))
         _, exponent = torch.frexp(torch.tensor(value, dtype=torch.float64))
-        precision = max(self.bits, 16)
+        precision = precision or max(self.bits, 16)
         encoded = min(precision - int(exponent), 60)
         if encoded <= 0:
             return self.local(torch.ops.aten.mul.Tensor, round(value))

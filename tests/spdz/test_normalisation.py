@@ -45,7 +45,20 @@ def test_instances(parties: Workers) -> None:
         parties,
         lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
         numbers(4, 6, 3, 3), numbers(6), numbers(6),
+        error=1e-3,  # the smallest deviation of nine numbers is 0.45: errors are multiplied by 5
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("deviation", "error"), [(0.02, 0.03), (0.1, 0.002), (2500.0, 0.01)])
+def test_small_and_large_deviations(parties: Workers, deviation: float, error: float) -> None:
+    x = exact(numbers(8, 33) * deviation)
+    for function in (
+        lambda x: F.layer_norm(x, (33,)),
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: F.group_norm(x, 3),
+    ):
+        found = revealed(function(share(x, *parties)))
+        assert torch.allclose(found, function(x), rtol=0, atol=error)
 
 
 MODULES: list[tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = [

@@ -8,20 +8,66 @@ from typing import Any
 import torch
 
 from fedmpi.spdz.table.functions import deviation
-from fedmpi.spdz.table.lift import handles, secret_of
+from fedmpi.spdz.table.lift import handles, lift, secret_of
 from fedmpi.tensors.pointer import PointerTensor, call
+from fedmpi.tensors.shared import SharedTensor
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
+FINER = 4
+"""More fractional bits of a variance: a unit of it is multiplied by its power -3/2, and in the
+gradient by its square. A deviation may be up to 2^13 with them."""
+
+
 def _normalised(x: Tensor, dims: Sequence[int], eps: float) -> tuple[Tensor, ...]:
     """x less its mean, times the inverse deviation; also mean, inverse deviation, and variance."""
     mean, rest = deviation(x, dims)
-    variance = (rest * rest).mean(list(dims), keepdim=True)
+    variance = _mean_square(rest, dims)
     inverse = torch.rsqrt(variance + eps)
-    return rest * inverse, mean, inverse, variance
+    return _scaled(rest, inverse), mean, inverse, variance
+
+
+def _mean_square(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """With a finer scale than x: the squares are cut once they have been added.
+
+    That cut divides by the power of two in their number, too: so the sum needs no more room than
+    the mean.
+    """
+    if not isinstance(x, SharedTensor):
+        return (x * x).mean(list(dims), keepdim=True)
+    secret = secret_of(x)
+    squares = secret.times(secret, scale=2 * secret.bits)
+    total = squares.local(aten.sum.dim_IntList, list(dims), True)
+    count = max(x.numel() // max(total.share.numel(), 1), 1)
+    power = count.bit_length() - 1
+    mean = total.new(total.share, total.bits + power).cut(secret.bits - FINER + power)
+    return lift(mean.times_number(2**power / count, secret.bits), x.dtype)
+
+
+def _coarse(variance: Tensor) -> Tensor:
+    """At the scale of other numbers again."""
+    if not isinstance(variance, SharedTensor):
+        return variance
+    return lift(secret_of(variance).cut(FINER), variance.dtype)
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    """A product with a factor of a finer scale, at the scale of x."""
+    if not (isinstance(x, SharedTensor) and isinstance(factor, SharedTensor)):
+        return x * factor
+    secret = secret_of(x)
+    return lift(secret.times(secret_of(factor), scale=secret.bits), x.dtype)
+
+
+def _inverse_deviation(variance: Tensor, eps: float) -> Tensor:
+    """Of a variance at the scale of other numbers, which eps may be too fine for."""
+    if isinstance(variance, SharedTensor):
+        secret = secret_of(variance)
+        variance = lift(secret.with_bits(secret.bits + FINER), variance.dtype)
+    return torch.rsqrt(variance + eps)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
@@ -36,7 +82,7 @@ def _through(grad: Tensor, normal: Tensor, inverse: Tensor, dims: Sequence[int])
     Source: Ioffe, Szegedy, "Batch Normalization" (ICML 2015), section 3, in fewer steps.
     """
     along = (grad * normal).mean(list(dims), keepdim=True)
-    return inverse * (grad - grad.mean(list(dims), keepdim=True) - normal * along)
+    return _scaled(grad - grad.mean(list(dims), keepdim=True) - normal * along, inverse)
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -63,15 +109,15 @@ def batch_norm(
     if not training:
         assert running_mean is not None
         assert running_var is not None
-        inverse = torch.rsqrt(running_var + eps)
-        normal = (x - running_mean.view(*shape)) * inverse.view(*shape)
+        inverse = _inverse_deviation(running_var, eps).view(*shape)
+        normal = _scaled(x - running_mean.view(*shape), inverse)
         return _affine(normal, weight, bias, shape), torch.empty(0), torch.empty(0)
     normal, mean, inverse, variance = _normalised(x, dims, eps)
     count = x.numel() // x.shape[1]
     if running_mean is not None:
         running_mean.add_(momentum * (mean.view(-1) - running_mean))
     if running_var is not None:
-        unbiased = variance.view(-1) * (count / max(count - 1, 1))
+        unbiased = _coarse(variance).view(-1) * (count / max(count - 1, 1))
         running_var.add_(momentum * (unbiased - running_var))
     return _affine(normal, weight, bias, shape), mean.view(-1), inverse.view(-1)
 
@@ -99,10 +145,10 @@ def batch_norm_backward(
         assert running_mean is not None
         assert running_var is not None
         mean = running_mean.view(*shape)
-        inverse = torch.rsqrt(running_var + eps).view(*shape)
-    normal = (x - mean) * inverse
+        inverse = _inverse_deviation(running_var, eps).view(*shape)
+    normal = _scaled(x - mean, inverse)
     scaled = grad if weight is None else grad * weight.view(*shape)
-    by_x = _through(scaled, normal, inverse, dims) if train else scaled * inverse
+    by_x = _through(scaled, normal, inverse, dims) if train else _scaled(scaled, inverse)
     by_weight = (grad * normal).sum(dims) if output_mask[1] else None
     return by_x if output_mask[0] else None, by_weight, grad.sum(dims) if output_mask[2] else None
 
@@ -134,7 +180,7 @@ def layer_norm_backward(
     """As aten.native_layer_norm_backward."""
     split = x.dim() - len(shape)
     dims, outer = list(range(split, x.dim())), list(range(split))
-    normal = (x - mean) * inverse
+    normal = _scaled(x - mean, inverse)
     scaled = grad if weight is None else grad * weight
     by_x = _through(scaled, normal, inverse, dims) if output_mask[0] else None
     by_weight = _summed(grad * normal, outer) if output_mask[1] else None
@@ -178,7 +224,7 @@ def group_norm_backward(
 ) -> Gradients:
     """As aten.native_group_norm_backward."""
     inverse = inverse.view(n, groups, 1)
-    normal = (x.reshape(n, groups, -1) - mean.view(n, groups, 1)) * inverse
+    normal = _scaled(x.reshape(n, groups, -1) - mean.view(n, groups, 1), inverse)
     by_x: Any = None
     if output_mask[0]:
         scaled = grad if weight is None else grad * weight.view(1, -1, *[1] * (x.dim() - 2))
