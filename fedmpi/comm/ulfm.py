@@ -12,6 +12,8 @@ import contextlib
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.last_words import LAST_WORDS
 from fedmpi.comm.meeting import Meeting
 from fedmpi.comm.waiting import Awake, wait_until
 from fedmpi.errors import FedMPIError, LostRank
@@ -34,6 +37,10 @@ SECONDS_TO_LEARN = 2.0
 """Who is told that something has died learns within this time what."""
 IDENTITY_BYTES = 128
 """Of the text by which a rank is known to the others."""
+SECONDS_TO_SHRINK = 20.0
+"""Those who have come make a communicator in milliseconds; who stops in these is not found."""
+SECONDS_BETWEEN_SPEAKERS = 0.5
+"""Whoever gives up first ends the others of its node, so that the sentence is said once."""
 SECONDS_TO_PART = 10.0
 """A process that has done its work waits so long for the others that have."""
 
@@ -136,7 +143,7 @@ class Members:
         comm.Revoke()
         self._meetings += 1
         self._meet(comm, Meeting(self._mpi, self, self._meetings, limit, report))
-        self._comm = self._mpi.Intracomm(comm.Shrink())
+        self._comm = self._shrunk(comm)
         places = range(self._comm.size)
         living = self._mpi.Group.Translate_ranks(self._comm.Get_group(), places, self._all)
         lost = sorted(set(self._ranks) - set(living))
@@ -146,6 +153,28 @@ class Members:
             self._places[rank] = place
         comm.Free()
         return self._comm, lost
+
+    def _shrunk(self, comm: MPI.Intracomm) -> MPI.Intracomm:
+        """`Shrink` waits for all that came, and asks nobody back: a thread looks at the clock."""
+        speaks = SECONDS_TO_SHRINK + SECONDS_BETWEEN_SPEAKERS * min(self.place(self.me), 4)
+        clock = threading.Timer(speaks, self._give_up)
+        clock.daemon = True
+        clock.start()
+        try:
+            return self._mpi.Intracomm(comm.Shrink())
+        finally:
+            clock.cancel()
+
+    def _give_up(self) -> None:
+        """Ends the job; the thread that is in `Shrink` never comes back."""
+        sentence = (
+            f"fedmpi: rank {self.me}: a rank has died, and another stopped when the living had "
+            f"come together, {SECONDS_TO_SHRINK:.0f} s ago: the job ends, resume it"
+        )
+        if not LAST_WORDS.instead(sentence):
+            print(sentence, file=sys.stderr, flush=True)
+        self.kill_all()
+        os._exit(1)
 
     @property
     def living(self) -> list[int]:

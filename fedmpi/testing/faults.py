@@ -7,7 +7,8 @@ Points are named after what happens there, `at=`:
 - on a worker, a command's name (`Train`, `Broadcast`, `ReduceSum`, `Report`, `SetUp` ...): before
   the worker obeys it; with `:done` behind it, after it has;
 - on rank 0, a command's name: before the owner sends it to the first worker of a round; `evaluate`,
-  before the model is evaluated; `checkpoint` and `model`, before they are written.
+  before the model is evaluated; `checkpoint` and `model`, before they are written;
+- on any rank that ULFM left alive, `shrink`: before the living make a new communicator.
 
 A round is that of the latest command that names one. Every fault happens once, and says so on
 stderr; one that has not happened when its process ends says that. Nothing of this is loaded in a
@@ -32,6 +33,7 @@ from fedmpi.comm.launcher import launched
 from fedmpi.comm.mpi import MpiTransport
 from fedmpi.comm.threads import ThreadTransport
 from fedmpi.comm.transport import Pending, Transport
+from fedmpi.comm.ulfm import Members
 from fedmpi.errors import UsageError
 from fedmpi.federated import checkpoint, job
 from fedmpi.study import recorded_run
@@ -156,6 +158,7 @@ def install() -> None:
     atexit.register(faults.tell_left)
     _watch_worker(faults)
     _watch_owner(faults)
+    _watch_members(faults)
     for transport in (MpiTransport, ThreadTransport):
         _watch_wire(transport, faults)
 
@@ -201,6 +204,16 @@ def _watch_owner(faults: Faults) -> None:
     job.evaluate = reached_before("evaluate", job.evaluate)
     checkpoint.write_checkpoint = reached_before("checkpoint", checkpoint.write_checkpoint)
     recorded_run.save_model = reached_before("model", recorded_run.save_model)
+
+
+def _watch_members(faults: Faults) -> None:
+    shrunk = Members._shrunk
+
+    def reached(members: Members, comm: Any) -> Any:
+        faults.reach(members.me, "shrink")
+        return shrunk(members, comm)
+
+    Members._shrunk = reached  # type: ignore[method-assign, assignment]
 
 
 def _watch_wire(kind: type[Transport], faults: Faults) -> None:

@@ -307,6 +307,28 @@ def test_a_hung_worker_beside_a_dead_one(openmpi: Launcher, shards: Path, there:
         assert "Timeout" not in log, "who waits for the others is not silent"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("stopped", [0, 2])
+def test_a_rank_that_stops_when_the_living_have_come_together(
+    openmpi: Launcher, shards: Path, there: Path, stopped: int
+) -> None:
+    """Nobody can say who it is: the job ends, in one sentence, and can be resumed."""
+    job = arguments(shards, "--name=it", "--checkpoint.every-rounds=1")
+    faults = f"kill rank=3 round=3 at=Train; stop rank={stopped} at=shrink"
+    env = {"FEDMPI_FAULTS": faults, "OMP_NUM_THREADS": "1"}
+    with started(openmpi, WORKERS + 1, *job, env=env, options=ULFM) as running:
+        _, _, err = finish(running, 60)
+    assert f"fault: stop on rank {stopped}, round 3, shrink" in err, err
+    assert "Traceback" not in err, err
+    speaker = 0 if stopped else 1
+    assert err.count(f"fedmpi: rank {speaker}: a rank has died, and another stopped when") == 1, err
+    assert not (there / "runs" / "it" / "model.h5").exists()
+    assert half_written(there) == []
+    expected = reference(shards, there)
+    cli.main(["run", "--resume", "runs/it"], None, "")
+    assert digest(there / "runs" / "it" / "model.h5") == expected
+
+
 def test_a_signal_while_the_others_wait_for_a_hung_worker(
     openmpi: Launcher, shards: Path, there: Path
 ) -> None:
