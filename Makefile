@@ -173,9 +173,12 @@ mcmahan: $(VENV)/.run ## rounds to accuracy as in McMahan et al. 2017, about an 
 
 .PHONY: test test-one test-mpi test-openmpi test-long test-slurm slurm lint format
 test: ## all tests: one process, MPICH on 2, 3, 8 ranks, Open MPI on 3
-	@$(MAKE) --no-print-directory test-one
-	@for n in $(MPI_SIZES); do $(MAKE) --no-print-directory test-mpi N=$$n; done
-	@for n in $(OPENMPI_SIZES); do $(MAKE) --no-print-directory test-openmpi N=$$n; done
+	@# All parts always run, so that one failure does not hide another.
+	@failed=; \
+	for part in test-one $(MPI_SIZES:%=test-mpi:N=%) $(OPENMPI_SIZES:%=test-openmpi:N=%); do \
+	  $(MAKE) --no-print-directory $$(echo $$part | tr : ' ') || failed="$$failed $$part"; \
+	done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 test-one: $(VENV)/.test $(OPENMPI)/.made ## the tests on one process, jobs in subprocesses included
 	@echo "== pytest on one process, $(JOBS) at a time"
