@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -134,6 +135,16 @@ def launchers() -> dict[str, Launcher]:
             {**_OPENMPI_VARIABLES, "MPI4PY_LIBMPI": str(library)},
         )
     return found
+
+
+def each_launcher(quick: str) -> pytest.MarkDecorator:
+    """Runs a test by each launcher; all but the one that is named are left to `-m long`."""
+    there = sorted(launchers())
+    marks = {
+        name: [] if name == quick or quick not in there else [pytest.mark.long] for name in there
+    }
+    values = [pytest.param(name, marks=marks[name]) for name in there]
+    return pytest.mark.parametrize("launcher", values, indirect=True)
 
 
 # More ranks than cores, and root, which Open MPI refuses by itself.

@@ -93,7 +93,7 @@ def test_ranks_and_threads_train_the_same_model(name: str, here: Path) -> None:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("rank", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_party(rank: int, here: Path) -> None:
     """The others, who wait for its shares, stop; and a person is told where the rounds are."""
     options = ["--config", "job.toml", "--rounds", "100000", "--name", "it"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch import ROOT, Launcher, TimedOut, launchers, run_single
+from tests.launch import ROOT, Launcher, TimedOut, each_launcher, launchers, run_single
 
 pytestmark = pytest.mark.launch
 
@@ -131,6 +131,7 @@ def test_ranks_in_step(suite, tmp_path: Path) -> None:
     assert (tmp_path / "end").exists()
 
 
+@each_launcher(quick="mpich")
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [

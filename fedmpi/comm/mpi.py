@@ -21,7 +21,7 @@ from fedmpi.comm.launcher import Launch, check_library, check_world
 from fedmpi.comm.transport import ANY, Pending, Transport
 from fedmpi.comm.ulfm import Members, survives
 from fedmpi.comm.waiting import wait_until
-from fedmpi.errors import UsageError
+from fedmpi.errors import FedMPIError, UsageError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -33,6 +33,9 @@ LARGEST_PIECE = 2**30
 
 SECONDS_TO_FORWARD = 0.2
 """The mpirun of Open MPI was seen to drop a sentence that a rank printed just before it aborted."""
+
+SECONDS_TO_BE_ENDED = 5.0
+"""A launcher needs less to notice that a rank was killed, and to kill the others."""
 
 
 def _pieces(buffer: torch.Tensor) -> list[Any]:
@@ -217,7 +220,8 @@ class MpiTransport(Transport):
     def all_done(self, requests: list[MPI.Request]) -> bool:
         """Whether all of these have ended; drives them."""
         try:
-            return bool(self._mpi.Request.Testall(requests))
+            # One by one: of several together an error says only that one of them has failed.
+            return all(request.Test() for request in requests)
         except self._mpi.Exception as error:
             raise self._meaning(error) from error
 
@@ -236,15 +240,19 @@ class MpiTransport(Transport):
             raise self._meaning(error) from error
 
     def _meaning(self, error: MPI.Exception) -> Exception:
-        """A rank has died; a message was not as long as its memory; or what is left as it is."""
-        if self.survives and (lost := self._members.lost(error)):
-            return lost
-        if error.Get_error_class() in (self._mpi.ERR_TRUNCATE, self._mpi.ERR_IN_STATUS):
+        """A message was not as long as its memory, a rank has died, or what is left as it is."""
+        if error.Get_error_class() == self._mpi.ERR_TRUNCATE:
             return ProtocolError(
                 f"rank {self.rank} got a message of another length than the one that was due: one "
                 "before it was lost, or came twice"
             )
-        return error
+        if self.survives:
+            return self._members.lost(error) or error
+        # MPICH reads a large message out of its sender's memory, and finds it gone with a sender
+        # that was killed. The launcher ends the others then, and the last words are said.
+        time.sleep(SECONDS_TO_BE_ENDED)
+        why = str(error).strip().splitlines()[-1].strip()
+        return FedMPIError(f"MPI cannot move a message, as when another rank has died: {why}")
 
     def recover(self, limit: float, report: Callable[[int], None] = lambda rank: None) -> list[int]:
         self._comm, lost = self._members.shrink(self._comm, limit, report)

@@ -124,8 +124,8 @@ class Members:
         mpi, kind = self._mpi, error.Get_error_class()
         if kind in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED):
             return self._lost()
-        # Of several requests one has failed, by a death or not; who is told of it learns whose.
-        return self._lost() if kind == mpi.ERR_IN_STATUS and self._learn() else None
+        # What it was that failed is told later than that something has.
+        return self._lost() if self._learn() else None
 
     def shrink(
         self, comm: MPI.Intracomm, limit: float, report: Callable[[int], None]

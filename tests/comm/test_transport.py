@@ -180,6 +180,33 @@ else:
     transport.abort(0)
 """
 
+LONG = """
+import os, signal, time
+import torch
+from fedmpi.comm.frame import ProtocolError
+from fedmpi.comm.launcher import launched
+from fedmpi.comm.mpi import MpiTransport
+from fedmpi.errors import FedMPIError
+transport = MpiTransport(launched())
+memory = torch.zeros(4 << 20, dtype=torch.uint8)
+if transport.rank:
+    moved = transport.send_buffer(memory, 0, 30)
+    transport.finish(transport.send_note(b"there", 0, 31))
+    if KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    transport.finish(moved)
+else:
+    while not (found := transport.poll_note(1, 31, 100)):
+        pass
+    time.sleep(0.5)
+    try:
+        part = memory if KILLED else memory[:1000]
+        transport.finish(transport.receive_buffer(part, 1, 30))
+    except (FedMPIError, ProtocolError) as error:
+        print(type(error).__name__, error, flush=True)
+    transport.abort(1)
+"""
+
 
 @pytest.fixture(params=sorted(launchers()) or [pytest.param("", marks=pytest.mark.skip("no MPI"))])
 def launcher(request: pytest.FixtureRequest) -> Launcher:
@@ -198,3 +225,22 @@ def test_an_abort_ends_every_waiting_rank(launcher: Launcher) -> None:
 def test_mpi_refuses_a_note_over_the_limit(launcher: Launcher) -> None:
     done = launcher.run(2, ["-c", LIMIT], timeout=60)
     assert "rank 1 sent a header of 101 bytes" in done.stdout, done.stderr
+
+
+@pytest.mark.launch
+@pytest.mark.skipif("mpich" not in launchers(), reason="no MPICH")
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "longer"])
+def test_a_long_message_whose_sender_has_died_and_one_of_another_length(killed: bool) -> None:
+    """MPICH reads it out of the sender's memory; its launcher is told to leave the rest alive."""
+    done = launchers()["mpich"].run(
+        2,
+        ["-c", LONG.replace("KILLED", str(killed))],
+        timeout=60,
+        options=["-disable-auto-cleanup"],
+    )
+    if killed:
+        assert "FedMPIError MPI cannot move a message, as when another rank has" in done.stdout, (
+            done.stderr
+        )
+    else:
+        assert "ProtocolError rank 0 got a message of another length" in done.stdout, done.stderr

@@ -239,7 +239,11 @@ def test_a_dead_owner(openmpi: Launcher, shards: Path, there: Path) -> None:
         pytest.param(
             ["--strategy.kind=scaffold"], "strategy.kind = 'scaffold'", marks=pytest.mark.long
         ),
-        (["--attack.kind=free_rider", "--attack.clients=2"], "attack.kind = 'free_rider'"),
+        pytest.param(
+            ["--attack.kind=free_rider", "--attack.clients=2"],
+            "attack.kind = 'free_rider'",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_job_that_does_not_go_on(

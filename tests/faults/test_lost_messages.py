@@ -8,7 +8,7 @@ import pytest
 
 from fedmpi.federated.model_file import load_model
 from tests.faults.jobs import Ended, started
-from tests.launch import Launcher
+from tests.launch import Launcher, each_launcher
 
 pytestmark = [pytest.mark.launch, pytest.mark.usefixtures("here")]
 
@@ -22,6 +22,7 @@ def lossy(launcher: Launcher, prepared: Path, fault: str, sealed: bool = True) -
         return running.end()
 
 
+@each_launcher(quick="openmpi")
 def test_the_last_word_to_a_worker(launcher: Launcher, prepared: Path, here: Path) -> None:
     """All is done and written by then; MPI would wait for that worker for ever."""
     done = lossy(launcher, prepared, "drop rank=0 round=2 at=evaluate")
@@ -30,6 +31,7 @@ def test_the_last_word_to_a_worker(launcher: Launcher, prepared: Path, here: Pat
     assert '"exit_status": 0' in (here / "runs" / "it" / "outcome.json").read_text()
 
 
+@each_launcher(quick="mpich")
 def test_a_part_of_a_sum(launcher: Launcher, prepared: Path, here: Path) -> None:
     """A message of another length comes in its place; the worker is alive."""
     done = lossy(launcher, prepared, "drop rank=1 round=1 at=Train")
@@ -39,6 +41,7 @@ def test_a_part_of_a_sum(launcher: Launcher, prepared: Path, here: Path) -> None
     assert "lost rank" not in done.stderr
 
 
+@each_launcher(quick="mpich")
 @pytest.mark.parametrize("fault", ["drop", "duplicate"])
 def test_a_command_without_sealed_messages(launcher: Launcher, prepared: Path, fault: str) -> None:
     """The frames are counted; the next command tells that this one was lost, or came twice."""
@@ -49,6 +52,7 @@ def test_a_command_without_sealed_messages(launcher: Launcher, prepared: Path, f
     assert "Traceback" not in done.stderr, done.stderr
 
 
+@each_launcher(quick="mpich")
 def test_a_fault_at_a_point_that_there_is_not(launcher: Launcher, prepared: Path) -> None:
     """It is said, since a person has mistyped it."""
     done = lossy(launcher, prepared, "kill rank=1 at=Trian; delay rank=2 at=Report", sealed=False)

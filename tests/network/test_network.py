@@ -59,9 +59,9 @@ def over(cluster: Cluster, launcher: Launcher, args: list[object], folder: Path,
     return done
 
 
-def on_every_mpi(*cases: Any) -> Any:
-    """The first MPI that is here runs all cases, the others too with -m long."""
-    first, *others = sorted(launchers())
+def on_every_mpi(*cases: Any, last: bool = False) -> Any:
+    """The first MPI that is here, or the last, runs all cases, the others too with -m long."""
+    first, *others = sorted(launchers(), reverse=last)
     marked = [
         pytest.param(name, *case, marks=pytest.mark.long) for case in cases for name in others
     ]
@@ -86,8 +86,12 @@ def test_info_shows_the_nodes(
 @pytest.mark.parametrize(
     ("name", "kind", "options"),
     [
-        *on_every_mpi(("clear", []), ("clear", PLAIN_TREE)),
-        *(pytest.param(name, "secure", SECURE) for name in sorted(launchers())),
+        *on_every_mpi(("clear", [])),
+        *(
+            pytest.param(n, "clear", PLAIN_TREE, marks=pytest.mark.long)
+            for n in sorted(launchers())
+        ),
+        *on_every_mpi(("secure", SECURE), last=True),
     ],
 )
 def test_the_same_bits_over_a_network(

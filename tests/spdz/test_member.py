@@ -19,7 +19,7 @@ from fedmpi.spdz.table.lift import secret_of
 from fedmpi.spdz.turn import DealerTurn
 from fedmpi.tensors.remote_worker import RemoteWorker
 from tests.comm.worlds import World
-from tests.launch import Launcher, launchers
+from tests.launch import Launcher, each_launcher, launchers
 from tests.tensors.programs import lead
 
 Tensor = torch.Tensor
@@ -222,6 +222,7 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 
 
 @pytest.mark.launch
+@each_launcher(quick="mpich")
 def test_a_failure_over_mpi(launcher: Launcher, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(SCRIPT)
@@ -232,6 +233,7 @@ def test_a_failure_over_mpi(launcher: Launcher, tmp_path: Path) -> None:
 
 
 @pytest.mark.launch
+@each_launcher(quick="openmpi")
 def test_a_party_that_dies(launcher: Launcher, tmp_path: Path) -> None:
     script = tmp_path / "dies.py"
     killing = (

@@ -24,6 +24,8 @@ from fedmpi.workers.shards import prepare
 from tests.launch import ROOT, launchers, run_single
 
 TUTORIALS = ROOT / "docs" / "tutorials"
+QUICK = ("03_averaging", "06_encrypted_inference")
+"""Of those that are run under mpirun; the others are left to `-m long`."""
 ONE_ULP = 2.0**-25
 """Spacing of float32 between 0.25 and 0.5, where the largest parameters are.
 
@@ -113,7 +115,13 @@ def test_of_private_rows_only_what_was_accepted_comes_out(alone: Callable[[str],
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("name", [path.stem for path in sorted(TUTORIALS.glob("*.py"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long])
+        for name in (path.stem for path in sorted(TUTORIALS.glob("*.py")))
+    ],
+)
 def test_a_tutorial_prints_the_same_under_mpirun(
     name: str, folder: Path, alone: Callable[[str], str]
 ) -> None:

@@ -22,7 +22,7 @@ from fedmpi.workers.operate import Done, Put, Wait
 from fedmpi.workers.seal import Seal, read_key, seal
 from fedmpi.workers.worker import Worker
 from tests.comm.worlds import run_threads
-from tests.launch import Launcher, launchers
+from tests.launch import Launcher, each_launcher, launchers
 
 DIGITS = "ab" * 32
 
@@ -50,6 +50,7 @@ def test_a_new_secret_is_removed_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.launch
+@each_launcher(quick="mpich")
 @pytest.mark.parametrize("mode", ["shards", pytest.param("cyclic", marks=pytest.mark.long)])
 def test_a_launched_job_has_the_same_bits(launcher: Launcher, tmp_path: Path, mode: str) -> None:
     models = []
