@@ -322,7 +322,8 @@ def test_a_rank_that_stops_when_the_living_have_come_together(
     env = {"FEDMPI_FAULTS": faults, "OMP_NUM_THREADS": "1"}
     with started(openmpi, WORKERS + 1, *job, env=env, options=ULFM) as running:
         _, _, err = finish(running, 60)
-    assert f"fault: stop on rank {stopped}, round 3, shrink" in err, err
+    # The round before, if this one's first command had not reached it.
+    assert re.search(rf"fault: stop on rank {stopped}, round [23], shrink", err), err
     assert "Traceback" not in err, err
     speaker = 0 if stopped else 1
     assert err.count(f"fedmpi: rank {speaker}: a rank has died, and another stopped when") == 1, err
