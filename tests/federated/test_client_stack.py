@@ -112,8 +112,7 @@ def test_each_client_is_that_of_a_plain_loop(name: str, rows: list[int], batch: 
         draws = {"shuffle": seed, "dropout": 0}
         expected = client_update(plain, rows_of, how, 0.05, classes_of(name), draws)
         assert loss == pytest.approx(expected, rel=1e-5)
-        # Steps of one row multiply what the order of a sum changes.
-        assert furthest(model, plain) < 1e-5
+        assert furthest(model, plain) < 2e-6
 
 
 def drift_of(model: nn.Module, seed: int) -> list[torch.Tensor]:
