@@ -46,8 +46,9 @@ def compare(
     function: Callable[..., Any],
     *operands: torch.Tensor,
     error: float = 5e-4,
+    gradients: float | None = None,
 ) -> None:
-    """Values and gradients agree."""
+    """Values and gradients agree; these have an error of their own if one is given."""
     operands = tuple(map(exact, operands))
     plain = [x.clone().requires_grad_(x.is_floating_point()) for x in operands]
     shared = [share(x, *workers).requires_grad_(x.is_floating_point()) for x in operands]
@@ -58,4 +59,4 @@ def compare(
     assert torch.allclose(revealed(found), want.detach(), rtol=0, atol=error)
     for ours, theirs in zip(shared, plain, strict=True):
         if theirs.grad is not None:
-            assert torch.allclose(revealed(ours.grad), theirs.grad, rtol=0, atol=error)
+            assert torch.allclose(revealed(ours.grad), theirs.grad, rtol=0, atol=gradients or error)

@@ -45,7 +45,7 @@ def test_instances(parties: Workers) -> None:
         parties,
         lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
         numbers(4, 6, 3, 3), numbers(6), numbers(6),
-        error=1e-3,  # the smallest deviation of nine numbers is 0.45: errors are multiplied by 5
+        gradients=1e-3,  # a smallest deviation of 0.45 multiplies errors by 5
     )  # fmt: skip
 
 
@@ -59,6 +59,18 @@ def test_small_and_large_deviations(parties: Workers, deviation: float, error: f
     ):
         found = revealed(function(share(x, *parties)))
         assert torch.allclose(found, function(x), rtol=0, atol=error)
+
+
+@pytest.mark.parametrize(
+    ("rows", "deviation", "error"), [(70_000, 300.0, 5e-4), (1000, 6000.0, 5e-3)]
+)
+def test_sums_of_many_large_squares(
+    parties: Workers, rows: int, deviation: float, error: float
+) -> None:
+    x = exact(numbers(rows, 1) * deviation)
+    found = F.batch_norm(share(x, *parties), None, None, training=True)
+    want = F.batch_norm(x, None, None, training=True)
+    assert torch.allclose(revealed(found), want, rtol=0, atol=error)
 
 
 MODULES: list[tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = [

@@ -31,20 +31,18 @@ def _normalised(x: Tensor, dims: Sequence[int], eps: float) -> tuple[Tensor, ...
 
 
 def _mean_square(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """With a finer scale than x: the squares are cut once they have been added.
-
-    That cut divides by the power of two in their number, too: so the sum needs no more room than
-    the mean.
-    """
+    """With a finer scale than x; the sum may be as large as 2^42."""
     if not isinstance(x, SharedTensor):
         return (x * x).mean(list(dims), keepdim=True)
     secret = secret_of(x)
-    squares = secret.times(secret, scale=2 * secret.bits)
+    squares = secret.times(secret, scale=secret.bits + FINER)
     total = squares.local(aten.sum.dim_IntList, list(dims), True)
     count = max(x.numel() // max(total.share.numel(), 1), 1)
+    # A power of two first, by a cut: what is left to divide by is exact enough with fewer bits.
     power = count.bit_length() - 1
-    mean = total.new(total.share, total.bits + power).cut(secret.bits - FINER + power)
-    return lift(mean.times_number(2**power / count, secret.bits), x.dtype)
+    if power:
+        total = total.new(total.share, total.bits + power).cut(power)
+    return lift(total.times_number(2**power / count, secret.bits), x.dtype)
 
 
 def _coarse(variance: Tensor) -> Tensor:
